@@ -1,0 +1,41 @@
+# The commands people type. Each installs what it needs first; the second call spends no time on it.
+PYTHON ?= python3
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+INSTALLED := .venv/installed
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: repro test check ui lock clean
+
+repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
+	$(RUN) dvc repro
+
+test: $(INSTALLED)  ## run all tests
+	$(RUN) pytest
+
+check: $(INSTALLED)  ## lint, format, types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+ui: $(INSTALLED)  ## compare runs in the browser, on this machine only
+	$(RUN) mlflow ui --host 127.0.0.1 --port 5000 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+lock: .venv/uv  ## resolve pyproject.toml anew for Python 3.11 to 3.13
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url \
+		--no-header --upgrade --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment and caches; data, models and results stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+.venv/uv:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	touch $@
+
+$(INSTALLED): .venv/uv requirements.lock pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@

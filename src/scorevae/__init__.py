@@ -1,0 +1,1 @@
+"""ScoreVAE: auto-encoding with a diffusion prior and a time-dependent encoder."""
