@@ -1,0 +1,105 @@
+"""Scores, their equivalents, and Bayes' rule for scores (arXiv 2304.12141, §3.3).
+
+A score function takes (x_t, t) and returns s ≈ ∇_{x_t} ln p_t(x_t) in the shape of x_t. With
+p(x_t|x_0) = N(α x_0, σ² I) it is equivalent to a noise prediction ε̂ = −σ s and to a denoised
+image x̂_0 = (x_t + σ² s)/α (Tweedie's formula).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scorevae.gaussian import DiagonalGaussian, Latents
+from scorevae.sde import SDE, Data, Times, over
+
+ScoreFn = Callable[[Tensor, Tensor], Tensor]
+
+
+class Encoder(Protocol):
+    """q(z|x_t, t): a time-dependent diagonal Gaussian, eq. 12."""
+
+    def __call__(self, x_t: Data, t: Times) -> DiagonalGaussian:
+        """The Gaussian of each x_t of the batch."""
+        ...
+
+
+def score_to_noise(sde: SDE, score: Data, t: Times) -> Data:
+    """ε̂ = −σ_t s."""
+    return -over(sde.marginal(t).sigma, score) * score
+
+
+def noise_to_score(sde: SDE, noise: Data, t: Times) -> Data:
+    """s = −ε̂/σ_t."""
+    return -noise / over(sde.marginal(t).sigma, noise)
+
+
+def score_to_denoised(sde: SDE, score: Data, x_t: Data, t: Times) -> Data:
+    """x̂_0 = E[x_0|x_t] = (x_t + σ_t² s)/α_t (Tweedie)."""
+    alpha, sigma = sde.marginal(t)
+    return (x_t + over(sigma, x_t) ** 2 * score) / over(alpha, x_t)
+
+
+def denoised_to_score(sde: SDE, denoised: Data, x_t: Data, t: Times) -> Data:
+    """s = (α_t x̂_0 − x_t)/σ_t²."""
+    alpha, sigma = sde.marginal(t)
+    return (over(alpha, x_t) * denoised - x_t) / over(sigma, x_t) ** 2
+
+
+def prior_score(network: nn.Module, sde: SDE) -> ScoreFn:
+    """s_p(x_t, t) = −ε_p(x_t, t)/σ_t of a frozen noise-predicting network.
+
+    The prior sees x_t only, so its evaluation never belongs to a gradient: it runs without
+    building a graph. The network is expected in evaluation mode.
+    """
+
+    def score(x_t: Data, t: Times) -> Data:
+        with torch.no_grad():
+            return noise_to_score(sde, network(x_t, t.to(x_t)), t)
+
+    return score
+
+
+def latent_score(
+    encoder: Encoder, x_t: Data, t: Times, z: Latents, *, log_determinant: bool = True
+) -> Data:
+    """∇_{x_t} ln q(z|x_t, t), normaliser included: Σ(x_t, t) depends on x_t too.
+
+    Uses ``torch.func.grad``, which differentiates inside and leaves the caller's gradient mode
+    and tensors alone: under ``torch.no_grad`` the result is a plain tensor, otherwise a second
+    derivative (with respect to the encoder's weights, or z) can be taken through it.
+
+    ``log_determinant=False`` differentiates the quadratic term alone, as the code published
+    with the paper does; the mean of the result over z ~ q(z|x_t, t) is then not zero.
+    """
+
+    def log_likelihood(x: Tensor) -> Tensor:
+        return encoder(x, t).log_prob(z, log_determinant=log_determinant).sum()
+
+    return torch.func.grad(log_likelihood)(x_t)
+
+
+def posterior_score(
+    prior: ScoreFn,
+    encoder: Encoder,
+    z: Latents,
+    *,
+    guidance: float = 1.0,
+    log_determinant: bool = True,
+) -> ScoreFn:
+    """Bayes' rule for scores: s(x_t, z, t) = s_p(x_t, t) + γ ∇_{x_t} ln q(z|x_t, t).
+
+    γ = 1 is the model of the paper; γ = 0 is the prior itself (the encoder is not called); any
+    other γ is a different, sharpened or softened model to which no bound of the paper applies.
+    """
+    if guidance == 0:
+        return prior
+
+    def score(x_t: Data, t: Times) -> Data:
+        t = t.to(x_t)
+        with torch.no_grad():
+            correction = latent_score(encoder, x_t, t, z, log_determinant=log_determinant)
+        return prior(x_t, t) + guidance * correction
+
+    return score
