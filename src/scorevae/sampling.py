@@ -1,0 +1,207 @@
+"""Time grids, one-step solvers, and the loop that integrates a score in either direction.
+
+A grid is a float64 tensor of times; a step takes x at time t to time s and is the only thing
+that differs between samplers; :func:`integrate` is the loop. Times stay float64 scalars on the
+CPU: coefficients are exact to double precision and mix freely with tensors of any device.
+
+Reverse SDE: dx = [f − g² s] dt + g dw̄ (Song 2020, arXiv 2011.13456, eq. 6; eq. 5 of arXiv
+2304.12141). Probability-flow ODE: dx/dt = f − ½ g² s (ibid. eq. 13), which in x̄ = x/α and
+σ̄ = σ/α reads dx̄/dσ̄ = ε̂(x, t) for every process here.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from scorevae.config import SamplingConfig
+from scorevae.score import ScoreFn, score_to_denoised, score_to_noise
+from scorevae.sde import SDE, Data, Times, log_snr_range
+
+NoiseFn = Callable[[Tensor], Tensor]
+Step = Callable[[ScoreFn, SDE, Data, Times, Times, NoiseFn], Data]
+Grid = Float64[Tensor, " points"]
+
+
+class TimeGrid(Protocol):
+    """A decreasing grid of ``steps`` + 1 times from 1 to t_min."""
+
+    def __call__(self, sde: SDE, steps: int) -> Grid:
+        """The grid of one process."""
+        ...
+
+
+def uniform_grid(sde: SDE, steps: int) -> Grid:
+    """Equal steps in t."""
+    return torch.linspace(1, sde.t_min, steps + 1, dtype=torch.float64)
+
+
+def log_snr_grid(sde: SDE, steps: int) -> Grid:
+    """Equal steps in λ = ln(α²/σ²)."""
+    largest, smallest = log_snr_range(sde)
+    levels = torch.linspace(smallest, largest, steps + 1, dtype=torch.float64)
+    return _pinned(sde, sde.time_of_log_snr(levels))
+
+
+def karras_grid(sde: SDE, steps: int, rho: float = 7.0) -> Grid:
+    """Equal steps in (σ/α)^{1/ρ}; Karras et al. 2022, arXiv 2206.00364, eq. 5, ρ = 7."""
+    largest, smallest = log_snr_range(sde)
+    ends = torch.tensor([smallest, largest], dtype=torch.float64).mul(-0.5).exp() ** (1 / rho)
+    ratios = torch.linspace(ends[0].item(), ends[1].item(), steps + 1, dtype=torch.float64) ** rho
+    return _pinned(sde, sde.time_of_log_snr(-2 * ratios.log()))
+
+
+def _pinned(sde: SDE, times: Grid) -> Grid:
+    """Replace the ends, which the inverse of λ returns up to rounding, by 1 and t_min."""
+    times[0], times[-1] = 1.0, sde.t_min
+    return times
+
+
+GRIDS: dict[str, TimeGrid] = {
+    "uniform": uniform_grid,
+    "log_snr": log_snr_grid,
+    "karras": karras_grid,
+}
+
+
+def euler_maruyama(score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn) -> Data:
+    """Reverse SDE: x_s = x + (f − g² s_θ)(s − t) + g √(t − s) noise, for s < t."""
+    diffusion = sde.diffusion(t)
+    drift = sde.drift_rate(t) * x - diffusion**2 * score(x, t)
+    return x + (s - t) * drift + diffusion * torch.sqrt(t - s) * noise(x)
+
+
+def ddim(score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn) -> Data:
+    """x_s = α_s x̂_0 + σ_s ε̂ (Song et al. 2020, arXiv 2010.02502, eq. 12, η = 0).
+
+    The Euler step of dx̄/dσ̄ = ε̂; exact where ε̂ does not change between t and s.
+    """
+    return _transfer(sde, x, score_to_noise(sde, score(x, t), t), t, s)
+
+
+def heun(score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn) -> Data:
+    """Trapezoidal rule for dx̄/dσ̄ = ε̂ (Karras et al. 2022, algorithm 1); two evaluations."""
+    slope = score_to_noise(sde, score(x, t), t)
+    predicted = _transfer(sde, x, slope, t, s)
+    corrected = score_to_noise(sde, score(predicted, s), s)
+    return _transfer(sde, x, 0.5 * (slope + corrected), t, s)
+
+
+def _transfer(sde: SDE, x: Data, noise: Data, t: Times, s: Times) -> Data:
+    """Solve dx̄/dσ̄ = noise (constant) from t to s: (α_s/α_t) x + (σ_s − σ_t α_s/α_t) noise."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = sde.marginal(t), sde.marginal(s)
+    ratio = alpha_s / alpha_t
+    return ratio * x + (sigma_s - sigma_t * ratio) * noise
+
+
+class DPMSolverPP2M:
+    """DPM-Solver++(2M), Lu et al. 2022, arXiv 2211.01095, algorithm 2; one evaluation a step.
+
+    A multistep method: it remembers x̂_0 of the step before, so each trajectory needs its own
+    instance. With ℓ = ln(α/σ) and h = ℓ_s − ℓ_t:
+
+    D = (1 + h/(2h')) x̂_0 − h/(2h') x̂_0', x_s = (σ_s/σ_t) x − α_s (e^{−h} − 1) D,
+
+    the prime marking the step before; the first step takes D = x̂_0, which is DDIM.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[Data, Times] | None = None
+
+    def __call__(
+        self, score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn
+    ) -> Data:
+        """One step from t to s."""
+        width = 0.5 * (sde.log_snr(s) - sde.log_snr(t))
+        denoised = score_to_denoised(sde, score(x, t), x, t)
+        estimate = denoised
+        if self._before is not None:
+            denoised_before, width_before = self._before
+            weight = width / (2 * width_before)
+            estimate = (1 + weight) * denoised - weight * denoised_before
+        self._before = denoised, width
+        (_, sigma_t), (alpha_s, sigma_s) = sde.marginal(t), sde.marginal(s)
+        return (sigma_s / sigma_t) * x - alpha_s * torch.expm1(-width) * estimate
+
+
+def predictor_corrector(snr: float) -> Step:
+    """Euler–Maruyama, then one Langevin step at the new time; two evaluations a step.
+
+    Song 2020, algorithms 4 and 5: x ← x + η s + √(2η) noise with
+    η = 2 α² (snr ‖noise‖/‖s‖)², norms averaged over the batch, α² taken as 1 (it is their α_i).
+    """
+
+    def step(score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn) -> Data:
+        x = euler_maruyama(score, sde, x, t, s, noise)
+        return langevin(score, x, s, noise, snr=snr)
+
+    return step
+
+
+def langevin(score: ScoreFn, x: Data, t: Times, noise: NoiseFn, *, snr: float) -> Data:
+    """One Langevin step towards p_t; its size follows from the signal-to-noise ratio ``snr``."""
+    gradient, fresh = score(x, t), noise(x)
+    ratio = fresh.flatten(1).norm(dim=1).mean() / gradient.flatten(1).norm(dim=1).mean()
+    size = 2 * (snr * ratio) ** 2
+    return x + size * gradient + torch.sqrt(2 * size) * fresh
+
+
+def make_step(settings: SamplingConfig) -> Step:
+    """A fresh solver for one trajectory."""
+    match settings.sampler:
+        case "euler_maruyama":
+            return euler_maruyama
+        case "ddim":
+            return ddim
+        case "heun":
+            return heun
+        case "dpm_solver_pp":
+            return DPMSolverPP2M()
+        case "predictor_corrector":
+            return predictor_corrector(settings.corrector_snr)
+
+
+def network_evaluations(settings: SamplingConfig) -> int:
+    """Evaluations of the score that :func:`generate` makes with these settings."""
+    per_step = 2 if settings.sampler in ("heun", "predictor_corrector") else 1
+    return per_step * (settings.steps - 1) + 1
+
+
+@torch.no_grad()
+def integrate(
+    score: ScoreFn,
+    sde: SDE,
+    x: Data,
+    times: Grid,
+    *,
+    step: Step,
+    noise: NoiseFn = torch.randn_like,
+) -> Data:
+    """Carry x along the grid; increasing times run an ODE solver forwards (encoding to x_1)."""
+    for t, s in pairwise(times):
+        x = step(score, sde, x, t, s, noise)
+    return x
+
+
+@torch.no_grad()
+def generate(
+    score: ScoreFn,
+    sde: SDE,
+    x_1: Data,
+    settings: SamplingConfig,
+    *,
+    noise: NoiseFn = torch.randn_like,
+) -> Data:
+    """Draw x_0 from x_1 ~ N(0, terminal_std² I): ``steps`` − 1 steps to t_min, then Tweedie.
+
+    The last evaluation returns E[x_0|x_{t_min}] of the (combined) score, without noise, for
+    every sampler alike. Nothing is clipped.
+    """
+    times = GRIDS[settings.grid](sde, settings.steps - 1) if settings.steps > 1 else None
+    x, t = x_1, torch.tensor(1.0, dtype=torch.float64)
+    if times is not None:
+        x, t = integrate(score, sde, x_1, times, step=make_step(settings), noise=noise), times[-1]
+    return score_to_denoised(sde, score(x, t), x, t)
