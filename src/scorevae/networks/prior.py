@@ -1,0 +1,84 @@
+"""The prior's network: a DDPM U-Net that predicts the noise in x_t."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from diffusers import UNet2DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scorevae.checkpoint import Header, load_weights, read_header
+from scorevae.config import ImageConfig, SDEConfig, UNetConfig
+from scorevae.errors import UserError
+from scorevae.networks.time import noise_level, unit_scale
+from scorevae.sde import SDE, Times, build_sde
+
+Images = Float[Tensor, "batch channel height width"]
+
+
+class PriorUNet(nn.Module):
+    """ε_p(x_t, t): diffusers' ``UNet2DModel`` of Ho et al. 2020 behind (x_t, t).
+
+    The U-Net reads the noise level (linear in log-SNR, 0 to 1000) in place of the DDPM index.
+    """
+
+    def __init__(self, image: ImageConfig, settings: UNetConfig, sde: SDE) -> None:
+        super().__init__()
+        self.sde = sde
+        levels = len(settings.channels)
+        sides = [image.size // 2**level for level in range(levels)]
+        if image.size % 2 ** (levels - 1):
+            raise UserError(
+                f"prior.network.channels: {levels} levels do not divide images of size "
+                f"{image.size}; give fewer levels"
+            )
+        attends = [side in settings.attention for side in sides]
+        self.unet = UNet2DModel(
+            sample_size=image.size,
+            in_channels=image.channels,
+            out_channels=image.channels,
+            layers_per_block=settings.blocks,
+            block_out_channels=tuple(settings.channels),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
+            norm_num_groups=settings.groups,
+            dropout=settings.dropout,
+            add_attention=bool(settings.attention),
+        )
+
+    def forward(self, x_t: Images, t: Times) -> Images:
+        """Predict the noise of x_t; t has shape () or (batch,)."""
+        level = noise_level(self.sde, t)
+        scaled = unit_scale(self.sde, x_t, t)
+        return self.unet(scaled, level.to(torch.float32), return_dict=False)[0]
+
+
+class PriorHeader(Header):
+    """What a prior's weights are."""
+
+    kind: Literal["prior"] = "prior"
+    image: ImageConfig
+    sde: SDEConfig
+    network: UNetConfig
+
+
+class Prior(NamedTuple):
+    """A loaded prior."""
+
+    network: PriorUNet
+    sde: SDE
+    header: PriorHeader
+
+
+def load_prior(path: Path) -> Prior:
+    """Rebuild a frozen prior on the CPU.
+
+    Raises:
+        UserError: as :func:`scorevae.checkpoint.read_header` and ``load_weights``.
+    """
+    header = read_header(path, PriorHeader)
+    sde = build_sde(header.sde)
+    network = PriorUNet(header.image, header.network, sde)
+    load_weights(path, network)
+    return Prior(network, sde, header)

@@ -1,0 +1,44 @@
+"""What every time-dependent network sees of t: the noise level, and images of unit scale."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scorevae.sde import SDE, Data, Times, log_snr_range, over
+
+
+def noise_level(sde: SDE, t: Times) -> Times:
+    """1000 (λ(t_min) − λ(t)) / (λ(t_min) − λ(1)) in [0, 1000], the index of a DDPM grid in λ.
+
+    Linear in the log-SNR, hence evenly resolved where the likelihood weighting trains; t below
+    t_min counts as t_min, which makes t = 0 (encoding a clean image) an ordinary input.
+    """
+    largest, smallest = log_snr_range(sde)
+    fraction = (largest - sde.log_snr(t.clamp(min=sde.t_min))) / (largest - smallest)
+    return 1000 * fraction.clamp(0, 1)
+
+
+def unit_scale(sde: SDE, x_t: Data, t: Times) -> Data:
+    """x_t / √(α² + σ²): keeps inputs of order one under VE; the identity for VP."""
+    alpha, sigma = sde.marginal(t)
+    return x_t / over(torch.sqrt(alpha**2 + sigma**2), x_t)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the noise level, then a two-layer perceptron."""
+
+    def __init__(self, sde: SDE, width: int) -> None:
+        super().__init__()
+        self.sde = sde
+        self.width = width
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Times) -> Float[Tensor, "batch width"] | Float[Tensor, "1 width"]:
+        """Embed times of shape (batch,) or (); the latter gives one row."""
+        level = noise_level(self.sde, t.reshape(-1))
+        half = self.width // 2
+        octaves = torch.arange(half, device=t.device, dtype=t.dtype) / half
+        angles = level[:, None] * torch.exp(-math.log(10_000) * octaves)
+        return self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
