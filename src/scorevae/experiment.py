@@ -1,0 +1,140 @@
+"""What the three training stages share: data, device, state, curve file and tracking."""
+
+import csv
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel
+from torch import nn
+
+from scorevae.checkpoint import Header, save_weights
+from scorevae.config import Config, TrainingConfig
+from scorevae.data import batches, load_split, to_tensor
+from scorevae.files import replacing
+from scorevae.objectives import Objective
+from scorevae.randomness import derive_seed, global_seed, make_generator
+from scorevae.state import StateFolder, resumable, state_key
+from scorevae.tracking import Tracker, track
+from scorevae.training import fit
+
+CURVE_SECONDS = 10.0  # the least time between two writings of the curve file
+VALIDATION_IMAGES = 1000
+
+
+class Curve:
+    """The training curve as a CSV file: phase, step, and whatever is recorded; always whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[dict[str, str | int | float]] = []
+        self._written = 0.0
+
+    def add(self, phase: str, step: int, numbers: dict[str, float]) -> None:
+        """Append one row."""
+        self._rows.append({"phase": phase, "step": step, **numbers})
+        if time.monotonic() - self._written > CURVE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Replace the file by all rows so far."""
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns or ["phase", "step"])
+            writer.writeheader()
+            writer.writerows(self._rows)
+        self._written = time.monotonic()
+
+
+class TrainingRun:
+    """One training stage in progress."""
+
+    def __init__(
+        self, stage: str, config: Config, data: Path, curve: Curve, tracker: Tracker
+    ) -> None:
+        image = config.selected.data.image
+        self.stage = stage
+        self.seed = config.seed
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self._train = load_split(data, "train", image).images
+        self._test = to_tensor(load_split(data, "test", image).images[:VALIDATION_IMAGES])
+        self._curve = curve
+        self._tracker = tracker
+        self._state: StateFolder | None = None
+
+    @contextmanager
+    def state(self, settings: list[BaseModel | float | str], inputs: list[Path]) -> Iterator[None]:
+        """Make :meth:`fit` resumable: what it trains is determined by settings and inputs."""
+        with resumable(self.stage, state_key([self.seed, *settings], inputs)) as folder:
+            self._state = folder
+            yield
+
+    def build(self, construct: Callable[[], nn.Module]) -> nn.Module:
+        """Construct a network on the device; its initial weights follow from the seed."""
+        with global_seed(self.seed, self.stage, "weights"):
+            return construct().to(self.device)
+
+    def fit(
+        self, network: nn.Module, objective: Objective, settings: TrainingConfig, phase: str
+    ) -> nn.Module:
+        """Train one network by :func:`scorevae.training.fit` and return its average."""
+        assert self._state is not None, "fit outside of state()"
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        name = f"{self.stage}/{phase}"
+
+        def record(step: int, numbers: dict[str, float]) -> None:
+            if self.accelerator.is_main_process:
+                self._curve.add(phase, step, numbers)
+                self._tracker.record(step, numbers, prefix=f"{phase}/")
+
+        with global_seed(self.seed, name):
+            return fit(
+                network,
+                objective,
+                batches(self._train, settings.batch, derive_seed(self.seed, name), share=share),
+                settings,
+                seed=self.seed,
+                name=name,
+                record=record,
+                validate=lambda module: self._test_losses(module, objective, settings.batch),
+                state=self._state.file(phase),
+                accelerator=self.accelerator,
+            )
+
+    def _test_losses(
+        self, module: nn.Module, objective: Objective, batch: int
+    ) -> dict[str, float]:
+        """Mean losses over test images, same noise every time; nothing is chosen by them."""
+        generator = make_generator(self.device, self.seed, self.stage, "validation")
+        sums: dict[str, float] = {}
+        with torch.no_grad():
+            for chunk in self._test.split(batch):
+                for name, values in objective(module, chunk.to(self.device), generator).items():
+                    sums[name] = sums.get(name, 0.0) + values.sum().item()
+        return {f"test_{name}": total / len(self._test) for name, total in sums.items()}
+
+    def save(self, path: Path, network: nn.Module, header: Header) -> None:
+        """Write curve, then weights, then forget the state: the order in which nothing is lost."""
+        if not self.accelerator.is_main_process:
+            return
+        self._curve.write()
+        save_weights(path, network, header)
+        assert self._state is not None, "save outside of state()"
+        self._state.discard()
+        self._tracker.artifact(self._curve.path)
+        self._tracker.weights("wrote", path)
+
+
+@contextmanager
+def training_stage(
+    stage: str, config: Config, data: Path, curve: Path, reads: list[Path]
+) -> Iterator[TrainingRun]:
+    """Open a training stage; ``reads`` are the weights that it starts from."""
+    with track(stage, config) as tracker:
+        for path in reads:
+            tracker.weights("read", path)
+        yield TrainingRun(stage, config, data, Curve(curve), tracker)
