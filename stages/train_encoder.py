@@ -1,0 +1,77 @@
+"""Stage train_encoder: the time-dependent encoder, warm start first, then the objective."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
+
+import click
+
+from scorevae.checkpoint import check_header
+from scorevae.config import load_config
+from scorevae.experiment import training_stage
+from scorevae.networks.encoder import EncoderHeader, build_encoder, copy_trunk
+from scorevae.networks.prior import load_prior
+from scorevae.networks.vae import load_vae
+from scorevae.objectives import encoder_loss, warm_start_loss
+from scorevae.score import prior_score
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(help=__doc__)
+@click.option("--params", type=PATH, default=Path("params.yaml"))
+@click.option("--data", type=PATH, required=True, help="folder that download wrote")
+@click.option("--prior", "prior_path", type=PATH, required=True, help="weights of the prior")
+@click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
+@click.option("--output", type=PATH, required=True, help="weights to write")
+@click.option("--curve", type=PATH, required=True, help="training curve to write (CSV)")
+def main(
+    params: Path, data: Path, prior_path: Path, vae_path: Path, output: Path, curve: Path
+) -> None:
+    """Train the encoder."""
+    config = load_config(params)
+    preset, settings, how = config.selected, config.selected.encoder, config.objective
+    image, latent, network, warm = (
+        preset.data.image,
+        preset.latent,
+        settings.network,
+        settings.warm_start,
+    )
+    prior, vae = load_prior(prior_path), load_vae(vae_path)
+    check_header(prior_path, prior.header, sde=config.sde, image=image)
+    check_header(vae_path, vae.header, image=image, latent=latent, network=network)
+    with training_stage("train_encoder", config, data, curve, [prior_path, vae_path]) as run:
+        objective = partial(
+            encoder_loss,
+            sde=prior.sde,
+            prior=prior_score(prior.network.to(run.device), prior.sde),
+            beta=config.beta,
+            weighting=how.weighting,
+            time=how.time,
+            log_determinant=how.log_determinant == "full",
+        )
+        teacher = vae.network.encoder.to(run.device)
+        regression = partial(
+            warm_start_loss, sde=prior.sde, teacher=teacher, clean_share=warm.clean_share
+        )
+        encoder = run.build(lambda: build_encoder(network, image, latent, prior.sde))
+        inputs = [data, prior_path, vae_path]
+        with run.state([config.beta, config.sde, how, float(latent), settings], inputs):
+            if warm.training.steps > 0:
+                copy_trunk(teacher, encoder)
+                encoder = run.fit(encoder, regression, warm.training, "warm_start")
+            trained = run.fit(encoder, objective, settings.training, "objective")
+            header = EncoderHeader(
+                image=image,
+                sde=config.sde,
+                latent=latent,
+                network=network,
+                log_determinant=how.log_determinant,
+            )
+            run.save(output, trained, header)
+
+
+if __name__ == "__main__":
+    main()

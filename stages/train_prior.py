@@ -1,0 +1,40 @@
+"""Stage train_prior: the unconditional diffusion model, by denoising score matching."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
+
+import click
+
+from scorevae.config import load_config
+from scorevae.experiment import training_stage
+from scorevae.networks.prior import PriorHeader, PriorUNet
+from scorevae.objectives import prior_loss
+from scorevae.sde import build_sde
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(help=__doc__)
+@click.option("--params", type=PATH, default=Path("params.yaml"))
+@click.option("--data", type=PATH, required=True, help="folder that download wrote")
+@click.option("--output", type=PATH, required=True, help="weights to write")
+@click.option("--curve", type=PATH, required=True, help="training curve to write (CSV)")
+def main(params: Path, data: Path, output: Path, curve: Path) -> None:
+    """Train the prior."""
+    config = load_config(params)
+    image, prior = config.selected.data.image, config.selected.prior
+    sde = build_sde(config.sde)
+    objective = partial(prior_loss, sde=sde, time=prior.time)
+    with training_stage("train_prior", config, data, curve, reads=[]) as run:
+        network = run.build(lambda: PriorUNet(image, prior.network, sde))
+        with run.state([config.sde, prior], [data]):
+            trained = run.fit(network, objective, prior.training, "prior")
+            header = PriorHeader(image=image, sde=config.sde, network=prior.network)
+            run.save(output, trained, header)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Stage train_vae_baseline: the β-VAE, with the encoder's architecture without time."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
+
+import click
+
+from scorevae.config import load_config
+from scorevae.experiment import training_stage
+from scorevae.networks.vae import VAE, VAEHeader
+from scorevae.objectives import vae_loss
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(help=__doc__)
+@click.option("--params", type=PATH, default=Path("params.yaml"))
+@click.option("--data", type=PATH, required=True, help="folder that download wrote")
+@click.option("--output", type=PATH, required=True, help="weights to write")
+@click.option("--curve", type=PATH, required=True, help="training curve to write (CSV)")
+def main(params: Path, data: Path, output: Path, curve: Path) -> None:
+    """Train the VAE."""
+    config = load_config(params)
+    preset = config.selected
+    image, latent, network = preset.data.image, preset.latent, preset.encoder.network
+    objective = partial(vae_loss, beta=config.beta, error=preset.vae.error)
+    with training_stage("train_vae_baseline", config, data, curve, reads=[]) as run:
+        vae = run.build(lambda: VAE(network, image, latent))
+        with run.state([config.beta, float(latent), network, preset.vae], [data]):
+            trained = run.fit(vae, objective, preset.vae.training, "vae")
+            header = VAEHeader(image=image, latent=latent, network=network)
+            run.save(output, trained, header)
+
+
+if __name__ == "__main__":
+    main()
