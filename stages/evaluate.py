@@ -7,16 +7,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
+from scorevae import evaluation
 from scorevae.config import load_config
 from scorevae.data import load_split, to_tensor, to_unit_range
-from scorevae.evaluation import (
-    compare,
-    draw_figures,
-    headline,
-    table,
-    write_errors,
-    write_metrics,
-)
 from scorevae.model import ScoreVAE
 from scorevae.reconstructions import load
 from scorevae.tracking import track
@@ -52,12 +45,14 @@ def main(
     sampling = config.reconstruct
     model = ScoreVAE.load(models, sampling=sampling, batch=sampling.batch)
     with track("evaluate", config) as tracker:
-        numbers = compare(originals, systems, train, config.evaluate, config.seed)
-        draw_figures(figures, model, originals, systems, curves, config)
-        write_errors(errors, originals, systems, test.labels)
-        write_metrics(metrics, numbers)
-        tracker.headline(headline(numbers), [*sorted(figures.glob("*.png")), metrics, errors])
-    click.echo(table(numbers))
+        numbers = evaluation.compare(originals, systems, train, config.evaluate, config.seed)
+        evaluation.draw_figures(figures, model, originals, systems, curves, config)
+        evaluation.write_errors(errors, originals, systems, test.labels)
+        evaluation.write_metrics(metrics, numbers)
+        tracker.headline(
+            evaluation.headline(numbers), [*sorted(figures.glob("*.png")), metrics, errors]
+        )
+    click.echo(evaluation.table(numbers))
 
 
 if __name__ == "__main__":

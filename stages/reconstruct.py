@@ -45,13 +45,8 @@ def main(
         posterior = model.encode(originals)
         noise = make_generator("cpu", config.seed, "reconstruct", "z")
         z = posterior.mean if settings.z == "mean" else posterior.sample(noise)
-        with progress("reconstruct", 0, len(originals)) as advance:
-            decoded = model.decode(
-                z,
-                guidance=settings.guidance,
-                seed=config.seed,
-                report=lambda done: advance(done, {}),
-            )
+        with progress("reconstruct", 0, len(originals)) as report:
+            decoded = model.decode(z, guidance=settings.guidance, seed=config.seed, report=report)
         temporary.mkdir()
         save(temporary, "scorevae", Reconstructions(decoded, posterior))
         save(temporary, "vae", VAEBaseline(vae, batch=settings.batch).reconstruct(originals))

@@ -1,7 +1,6 @@
 """Stage train_encoder: the time-dependent encoder, warm start first, then the objective."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
@@ -14,7 +13,7 @@ from scorevae.experiment import training_stage
 from scorevae.networks.encoder import EncoderHeader, build_encoder, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
-from scorevae.objectives import encoder_loss, warm_start_loss
+from scorevae.objectives import bind_encoder_loss, bind_warm_start_loss
 from scorevae.score import prior_score
 
 PATH = click.Path(path_type=Path)
@@ -32,43 +31,27 @@ def main(
 ) -> None:
     """Train the encoder."""
     config = load_config(params)
-    preset, settings, how = config.selected, config.selected.encoder, config.objective
-    image, latent, network, warm = (
-        preset.data.image,
-        preset.latent,
-        settings.network,
-        settings.warm_start,
-    )
+    preset, settings = config.selected, config.selected.encoder
+    image, latent, network = preset.data.image, preset.latent, settings.network
     prior, vae = load_prior(prior_path), load_vae(vae_path)
+    sde, warm = prior.sde, settings.warm_start
     check_header(prior_path, prior.header, sde=config.sde, image=image)
     check_header(vae_path, vae.header, image=image, latent=latent, network=network)
     with training_stage("train_encoder", config, data, curve, [prior_path, vae_path]) as run:
-        objective = partial(
-            encoder_loss,
-            sde=prior.sde,
-            prior=prior_score(prior.network.to(run.device), prior.sde),
-            beta=config.beta,
-            weighting=how.weighting,
-            time=how.time,
-            log_determinant=how.log_determinant == "full",
-        )
+        score = prior_score(prior.network.to(run.device), sde)
         teacher = vae.network.encoder.to(run.device)
-        regression = partial(
-            warm_start_loss, sde=prior.sde, teacher=teacher, clean_share=warm.clean_share
-        )
-        encoder = run.build(lambda: build_encoder(network, image, latent, prior.sde))
-        inputs = [data, prior_path, vae_path]
-        with run.state([config.beta, config.sde, how, float(latent), settings], inputs):
+        regression = bind_warm_start_loss(warm, sde=sde, teacher=teacher)
+        objective = bind_encoder_loss(config.objective, sde=sde, prior=score, beta=config.beta)
+        encoder = run.build(lambda: build_encoder(network, image, latent, sde))
+        determines = (config.beta, config.sde, config.objective, float(latent), settings)
+        with run.state(determines, [data, prior_path, vae_path]):
             if warm.training.steps > 0:
                 copy_trunk(teacher, encoder)
                 encoder = run.fit(encoder, regression, warm.training, "warm_start")
             trained = run.fit(encoder, objective, settings.training, "objective")
+            form = config.objective.log_determinant
             header = EncoderHeader(
-                image=image,
-                sde=config.sde,
-                latent=latent,
-                network=network,
-                log_determinant=how.log_determinant,
+                image=image, sde=config.sde, latent=latent, network=network, log_determinant=form
             )
             run.save(output, trained, header)
 

@@ -123,9 +123,6 @@ class DataConfig(Section):
     split_seed: CountOrZero
 
 
-Grouped = TypeVar("Grouped", "UNetConfig", "EncoderNetworkConfig")
-
-
 class UNetConfig(Section):
     """The prior's DDPM U-Net (diffusers' ``UNet2DModel``)."""
 
@@ -137,7 +134,8 @@ class UNetConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        return _check_groups(self)
+        _check_groups(self.channels, self.groups)
+        return self
 
 
 class EncoderNetworkConfig(Section):
@@ -150,14 +148,15 @@ class EncoderNetworkConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        return _check_groups(self) if self.kind == "resnet" else self
+        if self.kind == "resnet":
+            _check_groups(self.channels, self.groups)
+        return self
 
 
-def _check_groups(section: Grouped) -> Grouped:
-    for width in section.channels:
-        if width % section.groups:
-            raise ValueError(f"channels {width} is not a multiple of groups {section.groups}")
-    return section
+def _check_groups(channels: list[int], groups: int) -> None:
+    for width in channels:
+        if width % groups:
+            raise ValueError(f"channels {width} is not a multiple of groups {groups}")
 
 
 class PriorConfig(Section):
@@ -179,6 +178,7 @@ class WarmStartConfig(Section):
     """Regression of q_t on the VAE's encoder before the objective; ``steps: 0`` skips it."""
 
     clean_share: Share
+    variance_scale: Positive
     training: TrainingConfig
 
 

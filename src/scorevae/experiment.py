@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from scorevae.checkpoint import Header, save_weights
 from scorevae.config import Config, TrainingConfig
-from scorevae.data import batches, load_split, to_tensor
+from scorevae.data import StoredImages, batches, load_split, to_tensor
 from scorevae.files import replacing
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
@@ -53,21 +53,28 @@ class TrainingRun:
     """One training stage in progress."""
 
     def __init__(
-        self, stage: str, config: Config, data: Path, curve: Curve, tracker: Tracker
+        self,
+        stage: str,
+        config: Config,
+        images: tuple[StoredImages, StoredImages],
+        curve: Curve,
+        tracker: Tracker,
     ) -> None:
-        image = config.selected.data.image
+        train, test = images
         self.stage = stage
         self.seed = config.seed
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
-        self._train = load_split(data, "train", image).images
-        self._test = to_tensor(load_split(data, "test", image).images[:VALIDATION_IMAGES])
+        self._train = train
+        self._test = to_tensor(test[:VALIDATION_IMAGES])
         self._curve = curve
         self._tracker = tracker
         self._state: StateFolder | None = None
 
     @contextmanager
-    def state(self, settings: list[BaseModel | float | str], inputs: list[Path]) -> Iterator[None]:
+    def state(
+        self, settings: Sequence[BaseModel | float | str], inputs: list[Path]
+    ) -> Iterator[None]:
         """Make :meth:`fit` resumable: what it trains is determined by settings and inputs."""
         with resumable(self.stage, state_key([self.seed, *settings], inputs)) as folder:
             self._state = folder
@@ -134,7 +141,9 @@ def training_stage(
     stage: str, config: Config, data: Path, curve: Path, reads: list[Path]
 ) -> Iterator[TrainingRun]:
     """Open a training stage; ``reads`` are the weights that it starts from."""
+    image = config.selected.data.image
+    train, test = (load_split(data, name, image).images for name in ("train", "test"))
     with track(stage, config) as tracker:
         for path in reads:
             tracker.weights("read", path)
-        yield TrainingRun(stage, config, data, Curve(curve), tracker)
+        yield TrainingRun(stage, config, (train, test), Curve(curve), tracker)

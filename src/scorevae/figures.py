@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
 from matplotlib.figure import Figure  # noqa: E402
 
 Images = Float[Tensor, "batch channel height width"]
+Row = Float[Tensor, "_ channel height width"]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -25,7 +26,7 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def image_rows(rows: Sequence[tuple[str, Images]], title: str) -> Figure:
+def image_rows(rows: Sequence[tuple[str, Row]], title: str) -> Figure:
     """One labelled row of images for each entry; values in [0, 1] are clamped for display."""
     columns = max(len(images) for _, images in rows)
     figure, axes = plt.subplots(

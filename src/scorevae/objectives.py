@@ -6,12 +6,15 @@ and weighted by one over their density, so every combination of weighting and ti
 is an unbiased estimate of ½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 6 and §3.5).
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from scorevae.config import ObjectiveConfig, WarmStartConfig
 from scorevae.gaussian import DiagonalGaussian, PerSample
 from scorevae.score import Encoder, ScoreFn, latent_score
 from scorevae.sde import SDE, Data, log_snr_range, over, perturb
@@ -49,9 +52,8 @@ def draw_times(
     batch are in random order, so strata and images are independent.
     """
     count = len(like)
-    options = {"device": like.device, "dtype": like.dtype}
-    offset = torch.rand((), generator=generator, **options)
-    quantile = (torch.arange(count, **options) + offset) / count
+    offset = torch.rand((), generator=generator, device=like.device, dtype=like.dtype)
+    quantile = (torch.arange(count, device=like.device, dtype=like.dtype) + offset) / count
     if distribution == "uniform":
         t = sde.t_min + quantile * (1 - sde.t_min)
         return TimeSample(t, torch.full_like(t, 1 - sde.t_min))
@@ -160,12 +162,15 @@ def warm_start_loss(
     sde: SDE,
     teacher: Encoder,
     clean_share: float,
+    variance_scale: float,
 ) -> Losses:
     """Regress q_t on a fixed q_0: KL(q_0(z|x_0) ‖ q_t(z|x_t, t)), λ(t) uniform, some t = 0.
 
     Eq. 11, p(z|x_t) = E[q_0(z|x_0) | x_t], makes E KL(p(z|x_t) ‖ q_t) equal to this up to a
     constant; the minimiser is the best Gaussian approximation. No inner gradient, no prior.
-    ``teacher`` is the VAE's encoder; a share ``clean_share`` of the rows is left unperturbed.
+    q_0 is the ``teacher``, the VAE's encoder, with its variances times ``variance_scale``: the
+    objective's optimum under likelihood weighting is far more certain of z than the VAE is. A
+    share ``clean_share`` of the rows is left unperturbed.
     """
     t = draw_times(sde, x_0, generator, "log_snr").t
     noise = _noise(x_0, generator)
@@ -173,5 +178,32 @@ def warm_start_loss(
     t = torch.where(clean, torch.zeros_like(t), t)
     x_t = torch.where(over(clean, x_0), x_0, perturb(sde, x_0, t, noise))
     with torch.no_grad():
-        target = teacher(x_0, torch.zeros_like(t))
+        mean, log_variance = teacher(x_0, torch.zeros_like(t))
+    target = DiagonalGaussian(mean, log_variance + math.log(variance_scale))
     return {"loss": target.kl_to(encoder(x_t, t))}
+
+
+def bind_encoder_loss(
+    settings: ObjectiveConfig, *, sde: SDE, prior: ScoreFn, beta: float
+) -> Objective:
+    """:func:`encoder_loss` as ``params.yaml`` asks for it."""
+    return partial(
+        encoder_loss,
+        sde=sde,
+        prior=prior,
+        beta=beta,
+        weighting=settings.weighting,
+        time=settings.time,
+        log_determinant=settings.log_determinant == "full",
+    )
+
+
+def bind_warm_start_loss(settings: WarmStartConfig, *, sde: SDE, teacher: nn.Module) -> Objective:
+    """:func:`warm_start_loss` as ``params.yaml`` asks for it."""
+    return partial(
+        warm_start_loss,
+        sde=sde,
+        teacher=teacher,
+        clean_share=settings.clean_share,
+        variance_scale=settings.variance_scale,
+    )

@@ -1,12 +1,21 @@
 """How far a long computation is: a bar on a terminal, a few lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from tqdm import tqdm
 
-Advance = Callable[[int, dict[str, float]], None]
+NOTHING: Mapping[str, float] = {}
+
+
+class Advance(Protocol):
+    """Called with what is done and with numbers to show."""
+
+    def __call__(self, done: int, numbers: Mapping[str, float] = NOTHING) -> None:
+        """Show them."""
+        ...
 
 
 @contextmanager
@@ -18,7 +27,7 @@ def progress(name: str, first: int, total: int) -> Iterator[Advance]:
     if sys.stderr.isatty():
         with tqdm(total=total, initial=first, desc=name) as bar:
 
-            def update(done: int, numbers: dict[str, float]) -> None:
+            def update(done: int, numbers: Mapping[str, float] = NOTHING) -> None:
                 bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()}, refresh=False)
                 bar.update(done - bar.n)
 
@@ -29,7 +38,7 @@ def progress(name: str, first: int, total: int) -> Iterator[Advance]:
     tenth = max(1, total // 10)
     printed = first // tenth
 
-    def line(done: int, numbers: dict[str, float]) -> None:
+    def line(done: int, numbers: Mapping[str, float] = NOTHING) -> None:
         nonlocal printed
         if done // tenth > printed or done == total:
             printed = done // tenth

@@ -9,6 +9,7 @@ is the importance sampling of that weighting (:mod:`scorevae.objectives`).
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -31,7 +32,7 @@ class Marginal(NamedTuple):
     sigma: Times
 
 
-class SDE(Protocol):
+class SDE(Hashable, Protocol):
     """What a forward process answers; t in [0, 1], shapes () or (batch,)."""
 
     @property
@@ -201,7 +202,7 @@ def build_sde(settings: SDEConfig) -> SDE:
             return VESDE(settings.sigma_min, settings.sigma_max, settings.t_min)
 
 
-def over(t: Times, x: Data) -> Tensor:
+def over(t: Tensor, x: Tensor) -> Tensor:
     """View a per-sample quantity so that it multiplies x: () stays, (batch,) gets x's axes.
 
     The only place where times are broadcast over images.

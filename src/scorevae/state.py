@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scorevae.errors import UserError
 from scorevae.files import replacing, sha256
 
 
-def state_key(settings: list[BaseModel | float | str], inputs: list[Path]) -> str:
+def state_key(settings: Sequence[BaseModel | float | str], inputs: list[Path]) -> str:
     """A name for one training: the hash of its resolved settings and its inputs' content."""
     plain = [s.model_dump() if isinstance(s, BaseModel) else s for s in settings]
     text = json.dumps([plain, [sha256(path) for path in inputs]], sort_keys=True)

@@ -20,9 +20,10 @@ from scorevae.networks.time import TimeEmbedding, unit_scale
 from scorevae.sde import SDE, Times, build_sde
 
 # e^{−log-variance} enters the second derivative squared: unbounded, one bad step ends training.
-LOG_VARIANCE_RANGE = (float(__import__("os").environ.get("LV", "-14")), 4.0)
+LOG_VARIANCE_RANGE = (-14.0, 4.0)
 
 Images = Float[Tensor, "batch channel height width"]
+Features = Float[Tensor, "batch _ height width"]
 
 
 def soft_bound(x: Tensor, low: float, high: float) -> Tensor:
@@ -96,7 +97,7 @@ class ResBlock(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Images, embedded: Tensor | None) -> Images:
+    def forward(self, x: Features, embedded: Tensor | None) -> Features:
         """x plus its residual; ``embedded`` is the embedded time (batch or 1, time_width)."""
         hidden = self.norm(self.first(x))
         if self.modulation is not None:

@@ -10,14 +10,16 @@ from scorevae.sde import SDE, Data, Times, log_snr_range, over
 
 
 def noise_level(sde: SDE, t: Times) -> Times:
-    """1000 (λ(t_min) − λ(t)) / (λ(t_min) − λ(1)) in [0, 1000], the index of a DDPM grid in λ.
+    """The noise of x_t as a number in [0, 1000], increasing in t, like the index of a DDPM grid.
 
-    Linear in the log-SNR, hence evenly resolved where the likelihood weighting trains; t below
-    t_min counts as t_min, which makes t = 0 (encoding a clean image) an ordinary input.
+    From t_min to 1 it runs from 50 to 1000, linear in the log-SNR and hence evenly resolved
+    where the likelihood weighting trains. From 0 to t_min, where the log-SNR diverges, it is
+    linear in t: a clean image (t = 0, encoding) is a distinct input, not one of noise t_min.
+    Were they one, q(z|x_0, 0) could be no more certain than q(z|x_t, t_min).
     """
     largest, smallest = log_snr_range(sde)
     fraction = (largest - sde.log_snr(t.clamp(min=sde.t_min))) / (largest - smallest)
-    return 1000 * fraction.clamp(0, 1)
+    return 50 * (t / sde.t_min).clamp(max=1) + 950 * fraction.clamp(0, 1)
 
 
 def unit_scale(sde: SDE, x_t: Data, t: Times) -> Data:

@@ -1,0 +1,50 @@
+"""What the benchmarks share: a trained pipeline's files, and a training that records L2."""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from jaxtyping import Float
+from torch import Tensor
+
+from scorevae.config import Config, load_config
+from scorevae.data import Split, load_split, to_tensor, to_unit_range
+
+DOCS = ROOT / "docs"
+
+
+class Trained(NamedTuple):
+    """A finished `dvc repro`: its configuration, data and folder of weights."""
+
+    config: Config
+    train: Split
+    originals: Float[Tensor, "batch channel height width"]
+    models: Path
+
+
+def open_trained() -> Trained:
+    """Read params.yaml and what the pipeline wrote for its preset."""
+    config = load_config(ROOT / "params.yaml")
+    data = ROOT / "data" / config.preset
+    image = config.selected.data.image
+    test = load_split(data, "test", image)
+    return Trained(
+        config,
+        load_split(data, "train", image),
+        to_unit_range(to_tensor(test.images)),
+        ROOT / "models" / config.preset,
+    )
+
+
+class NoState:
+    """For trainings that nobody resumes."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Nothing was saved."""
+        return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep nothing."""

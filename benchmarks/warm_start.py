@@ -1,0 +1,149 @@
+"""Test L2 against training seconds, with and without the warm start, as a figure.
+
+    python benchmarks/warm_start.py           # after dvc repro; writes docs/warm_start.{png,csv}
+
+Both curves train the encoder of params.yaml on the pipeline's own prior and VAE. The one with
+the warm start is charged with the VAE's training too. Seconds exclude the evaluations of L2.
+"""
+
+import csv
+import time
+
+import click
+import matplotlib.pyplot as plt
+from accelerate import Accelerator
+from common import DOCS, ROOT, NoState, Trained, open_trained
+from torch import nn
+
+from scorevae.config import TrainingConfig
+from scorevae.data import batches
+from scorevae.figures import save
+from scorevae.files import replacing
+from scorevae.metrics import l2_distances
+from scorevae.model import ScoreVAE
+from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, build_encoder, copy_trunk
+from scorevae.networks.prior import load_prior
+from scorevae.networks.vae import load_vae
+from scorevae.objectives import Objective, bind_encoder_loss, bind_warm_start_loss
+from scorevae.randomness import global_seed
+from scorevae.score import prior_score
+from scorevae.training import fit
+
+Point = tuple[float, float]
+
+
+class Experiment:
+    """The encoder's training on a finished pipeline, with a clock that stops for evaluations."""
+
+    def __init__(self, trained: Trained, every: int) -> None:
+        self.trained, self.every = trained, every
+        config = trained.config
+        self.prior = load_prior(trained.models / "prior.safetensors")
+        self.vae = load_vae(trained.models / "vae.safetensors").network
+        self.settings = config.selected.encoder
+        self.header = EncoderHeader(
+            image=config.selected.data.image, sde=config.sde, latent=config.selected.latent,
+            network=self.settings.network, log_determinant=config.objective.log_determinant,
+        )  # fmt: skip
+        score = prior_score(self.prior.network, self.prior.sde)
+        self.objective = bind_encoder_loss(
+            config.objective, sde=self.prior.sde, prior=score, beta=config.beta
+        )
+        self.regression = bind_warm_start_loss(
+            self.settings.warm_start, sde=self.prior.sde, teacher=self.vae.encoder
+        )
+
+    def build(self) -> nn.Module:
+        """A fresh encoder, the same for both curves."""
+        with global_seed(self.trained.config.seed, "benchmark"):
+            header = self.header
+            return build_encoder(header.network, header.image, header.latent, self.prior.sde)
+
+    def l2(self, network: nn.Module) -> float:
+        """Test L2 with the sampler of params.yaml."""
+        encoder = TrainedEncoder(network, self.prior.sde, self.header)
+        sampling = self.trained.config.reconstruct
+        model = ScoreVAE(self.prior, encoder, device="cpu", sampling=sampling)
+        images = model.reconstruct(self.trained.originals, guidance=sampling.guidance)
+        return l2_distances(self.trained.originals, images).mean().item()
+
+    def train(
+        self, network: nn.Module, objective: Objective, settings: TrainingConfig, offset: float
+    ) -> tuple[nn.Module, list[Point]]:
+        """Train and return the points (seconds since ``offset`` seconds ago, L2)."""
+        clock = _Clock(offset)
+        points: list[Point] = []
+
+        def validate(module: nn.Module) -> dict[str, float]:
+            seconds = clock.stop()
+            points.append((seconds, self.l2(module)))
+            click.echo(f"{points[-1][0]:7.1f} s  L2 {points[-1][1]:.4f}")
+            clock.start()
+            return {}
+
+        trained = fit(
+            network, objective,
+            batches(self.trained.train.images, settings.batch, self.trained.config.seed),
+            settings.model_copy(update={"validate_every": self.every}),
+            seed=self.trained.config.seed, name="benchmark", record=lambda step, numbers: None,
+            validate=validate, state=NoState(), accelerator=Accelerator(cpu=True),
+        )  # fmt: skip
+        return trained, points
+
+
+class _Clock:
+    """Seconds of training, evaluations left out."""
+
+    def __init__(self, offset: float) -> None:
+        self._seconds, self._since = offset, time.perf_counter()
+
+    def stop(self) -> float:
+        self._seconds += time.perf_counter() - self._since
+        return self._seconds
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+
+def vae_seconds() -> float:
+    """What the VAE's training took, from the pipeline's own curve."""
+    with (ROOT / "results/curves/vae.csv").open(newline="") as file:
+        return max(float(row["seconds"]) for row in csv.DictReader(file))
+
+
+@click.command(help=__doc__)
+@click.option("--every", default=250, help="steps between evaluations of L2")
+@click.option("--factor", default=2.0, help="objective steps without warm start over those with")
+def main(every: int, factor: float) -> None:
+    """Train both ways and draw the figure."""
+    run = Experiment(open_trained(), every)
+    settings = run.settings.training
+    curves: dict[str, list[Point]] = {}
+    longer = settings.model_copy(update={"steps": int(factor * settings.steps)})
+    curves["the paper's objective alone"] = run.train(run.build(), run.objective, longer, 0.0)[1]
+    encoder = run.build()
+    copy_trunk(run.vae.encoder, encoder)
+    offset = vae_seconds()
+    encoder, warm = run.train(encoder, run.regression, run.settings.warm_start.training, offset)
+    tuned = run.train(encoder, run.objective, settings, warm[-1][0])[1]
+    curves["VAE, warm start, objective"] = [*warm, *tuned]
+    write(curves, warm[-1][0])
+
+
+def write(curves: dict[str, list[Point]], switch: float) -> None:
+    """The figure and its numbers."""
+    with replacing(DOCS / "warm_start.csv") as temporary, temporary.open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recipe", "seconds", "l2"])
+        writer.writerows((n, f"{s:.1f}", f"{v:.4f}") for n, p in curves.items() for s, v in p)
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for name, points in curves.items():
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    axis.axvline(switch, color="gray", linewidth=0.8, linestyle=":", label="warm start ends")
+    axis.set(xlabel="training seconds (2 CPU cores)", ylabel="test L2", yscale="log")
+    axis.legend()
+    save(figure, DOCS / "warm_start.png")
+
+
+if __name__ == "__main__":
+    main()
