@@ -56,10 +56,16 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
         raise UserError(
             f"{path}: carries no ScoreVAE header; give {wanted} weights written by ScoreVAE"
         )
-    tree = json.loads(metadata["scorevae"])
-    if (tree.get("kind"), tree.get("format")) != (wanted, FORMAT):
+    try:
+        tree = json.loads(metadata["scorevae"])
+        found = tree["kind"], tree["format"]
+    except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path}: holds {tree.get('kind')} weights of format {tree.get('format')}; give "
+            f"{path}: its ScoreVAE header is damaged; give {wanted} weights written by ScoreVAE"
+        ) from None
+    if found != (wanted, FORMAT):
+        raise UserError(
+            f"{path}: holds {found[0]} weights of format {found[1]}; give "
             f"{wanted} weights of format {FORMAT}"
         )
     return parse(expected, tree, str(path))

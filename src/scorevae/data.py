@@ -19,7 +19,7 @@ from scorevae.errors import UserError
 from scorevae.files import replacing, sha256
 from scorevae.randomness import derive_seed
 
-StoredImages = UInt8[np.ndarray, "count height width channel"]
+StoredImages = UInt8[np.ndarray, "_ height width channel"]
 Labels = Int64[np.ndarray, " count"]
 Images = Float[Tensor, "batch channel height width"]
 SplitName = Literal["train", "test"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -64,9 +65,16 @@ def compare(
 
 
 def write_metrics(path: Path, numbers: Numbers) -> None:
-    """``results/metrics.json``: what DVC compares between experiments."""
+    """``results/metrics.json``: what DVC compares between experiments.
+
+    A value that is not finite (the PSNR of identical images) is written as null: JSON has no inf.
+    """
+    plain = {
+        name: {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
+        for name, values in numbers.items()
+    }
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(numbers, indent=2) + "\n")
+        temporary.write_text(json.dumps(plain, indent=2) + "\n")
 
 
 def write_errors(
@@ -150,5 +158,5 @@ def headline(numbers: Numbers) -> dict[str, float]:
         f"{system}.{metric}": float(value)
         for system, values in numbers.items()
         for metric, value in values.items()
-        if value is not None
+        if value is not None and math.isfinite(value)
     }

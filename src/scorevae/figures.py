@@ -30,7 +30,11 @@ def image_rows(rows: Sequence[tuple[str, Row]], title: str) -> Figure:
     """One labelled row of images for each entry; values in [0, 1] are clamped for display."""
     columns = max(len(images) for _, images in rows)
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(0.8 * columns + 1, 0.85 * len(rows) + 0.4), squeeze=False
+        len(rows),
+        columns,
+        figsize=(0.8 * columns + 1, 0.8 * len(rows) + 0.4),
+        squeeze=False,
+        layout="constrained",
     )
     for (name, images), row in zip(rows, axes, strict=True):
         for axis in row:

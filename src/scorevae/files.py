@@ -16,16 +16,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
     try:
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
+        if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed over a full one
+            os.replace(path, aside)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        for leftover in (temporary, aside):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

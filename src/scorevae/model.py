@@ -23,7 +23,9 @@ from scorevae.score import ScoreFn, posterior_score, prior_score
 Images = Float[Tensor, "batch channel height width"]
 Report = Callable[[int], None]
 
-DEFAULT_SAMPLING = SamplingConfig(sampler="ddim", grid="log_snr", steps=20, corrector_snr=0.16)
+DEFAULT_SAMPLING = SamplingConfig(
+    sampler="dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16
+)
 
 
 def default_device() -> torch.device:
@@ -51,8 +53,8 @@ class ScoreVAE:
         """Combine a prior and an encoder.
 
         Args:
-            prior: from :func:`scorevae.checkpoint.load_prior`.
-            encoder: from :func:`scorevae.checkpoint.load_encoder`.
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
             device: where networks run; CUDA if there is one, else the CPU.
             sampling: how images are drawn.
             batch: images in one evaluation of the networks.
@@ -198,13 +200,13 @@ class ScoreVAE:
             yield slice(first, min(first + self.batch, count))
 
     def _check_images(self, images: Images) -> None:
-        if images.shape[1:] != self.image_shape:
+        if len(images) == 0 or images.shape[1:] != self.image_shape:
             raise UserError(
                 f"images have shape {tuple(images.shape)}; give (count, "
                 f"{', '.join(map(str, self.image_shape))})"
             )
         low, high = images.min().item(), images.max().item()
-        if low < 0 or high > 1:
+        if not (low >= 0 and high <= 1):  # NaN too
             raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
 
 
@@ -225,7 +227,7 @@ class VAEBaseline:
     def __init__(
         self, vae: TrainedVAE, *, device: torch.device | str | None = None, batch: int = 500
     ) -> None:
-        """Wrap a VAE from :func:`scorevae.checkpoint.load_vae`."""
+        """Wrap a VAE from :func:`scorevae.networks.vae.load_vae`."""
         self.device = torch.device(device) if device is not None else default_device()
         self.batch = batch
         self._network = vae.network.to(self.device)

@@ -113,7 +113,7 @@ def vae_loss(
 
     ``error="norm"`` puts ‖x − x̂‖ in place of ½ ‖x − x̂‖², as the published code does.
     """
-    posterior: DiagonalGaussian = vae.encoder(x_0, torch.zeros_like(x_0[:, 0, 0, 0]))
+    posterior: DiagonalGaussian = vae.encoder(x_0, torch.zeros(len(x_0), device=x_0.device))
     squared = _squared_norm(x_0 - vae.decoder(posterior.sample(generator)))
     distortion = 0.5 * squared if error == "squared" else squared.sqrt()
     rate = posterior.kl_to_standard_normal()

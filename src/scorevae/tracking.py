@@ -114,9 +114,10 @@ class _Session:
         from mlflow import MlflowClient
 
         root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-        local = f"sqlite:///{root / 'mlflow.db'}"
-        uri = os.environ.get("MLFLOW_TRACKING_URI", local)
-        artifacts = (root / "mlartifacts").as_uri() if uri == local else None
+        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+        # A server keeps artifacts where it was told to; a database alone needs to be told here,
+        # and with an absolute path, else they land in a working copy that is deleted.
+        artifacts = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
         commit = _git_commit()
         # First use migrates the database and creates runs by name: two stages of concurrent
         # experiments must not do that at once.

@@ -27,7 +27,7 @@ Features = Float[Tensor, "batch _ height width"]
 
 
 def soft_bound(x: Tensor, low: float, high: float) -> Tensor:
-    """A smooth clamp to (low, high), the identity well inside."""
+    """A smooth clamp to (low, high), within e^{low − high}; the identity well inside."""
     return high - softplus(high - low - softplus(x - low))
 
 
@@ -189,7 +189,8 @@ def copy_trunk(source: nn.Module, target: nn.Module) -> None:
     """Give a time-dependent encoder the weights of the same encoder without time.
 
     All but the log-variance head: the VAE's variances hold at t = 0 only, and at large t would
-    start the regression at losses of 1e5; the target keeps its own, a variance of one.
+    start the regression at losses of 1e5; the target keeps its own, a variance of one. The
+    convolutional encoder keeps its whole head, which reads the time as well.
     """
     weights = source.state_dict()
     shared = {k: v for k, v in weights.items() if not k.startswith("head.log_variance")}
