@@ -1,0 +1,499 @@
+"""Objectives: their value and their minimum on the linear-Gaussian oracle are known exactly."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from oracles import (
+    LinearGaussian,
+    Network,
+    five_errors,
+    normal,
+    scalar,
+    seeded,
+    skewed,
+    standardised,
+    vector,
+)
+from torch import Tensor
+
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.objectives import (
+    draw_times,
+    encoder_loss,
+    noise_space_weight,
+    prior_loss,
+    vae_loss,
+    warm_start_loss,
+    weight_over_density,
+)
+from scorevae.score import score_to_noise
+from scorevae.sde import SDE, log_snr_range
+
+COUNT = 100_000
+DISTRIBUTIONS = ("uniform", "log_snr")
+
+
+def integral(function: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
+    """Trapezoidal rule on 1e5 points: an error of 1e-8 where the tests allow 1e-3."""
+    points = torch.linspace(low, high, 100_001, dtype=torch.float64)
+    return torch.trapezoid(function(points), points)
+
+
+def mean_over_times(sde: SDE, function: Callable[[Tensor], Tensor], time: str) -> Tensor:
+    """The expectation of a function of t under the distribution that ``time`` names."""
+    if time == "uniform":
+        return integral(function, sde.t_min, 1) / (1 - sde.t_min)
+    largest, smallest = log_snr_range(sde)
+    level = integral(lambda v: function(sde.time_of_log_snr(v)), smallest, largest)
+    return level / (largest - smallest)
+
+
+def signal_share(sde: SDE, t: Tensor, variance: Tensor) -> Tensor:
+    """Σ_i α² V_i/(α² V_i + σ²): E‖ε − ε̂‖² of the exact prediction for data of variance V."""
+    signal = torch.exp(sde.log_snr(t))[:, None] * variance
+    return (signal / (1 + signal)).sum(dim=1)
+
+
+def assert_mean(samples: Tensor, expected: Tensor | float) -> None:
+    """The mean is as expected, within five standard errors."""
+    assert (samples.mean() - expected).abs() <= five_errors(samples)
+
+
+def assert_lower(better: Tensor, worse: Tensor) -> None:
+    """Paired samples: the difference of the means exceeds five standard errors."""
+    assert (worse - better).mean() > five_errors(worse - better)
+
+
+# --- times -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+def test_times_are_stratified_quantiles_of_their_density(sde: SDE, time: str) -> None:
+    """A wrong density or range, or times that are not spread evenly over the batch."""
+    t = draw_times(sde, torch.zeros(64, 2).double(), seeded(0), time).t
+    assert t.shape == (64,)
+    assert torch.all((t >= sde.t_min) & (t <= 1))
+    quantile = (t - sde.t_min) / (1 - sde.t_min)
+    if time == "log_snr":
+        largest, smallest = log_snr_range(sde)
+        quantile = (largest - sde.log_snr(t)) / (largest - smallest)
+    strata = 64 * quantile - torch.arange(64)
+    # Rounding of λ and of its inverse, 64 times.
+    torch.testing.assert_close(strata, strata[:1].expand(64), rtol=0, atol=1e-10)
+    assert 0 <= strata[0] < 1
+
+
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+def test_the_offset_of_the_strata_is_uniform(sde: SDE, time: str) -> None:
+    """Strata that never move, such as their middles: the estimate would be biased."""
+    generator, n = seeded(0), 2000
+    like = torch.zeros(1, 2).double()
+    t = torch.cat([draw_times(sde, like, generator, time).t for _ in range(n)])
+    largest, smallest = log_snr_range(sde)
+    uniform = (t - sde.t_min) / (1 - sde.t_min)
+    level = (largest - sde.log_snr(t)) / (largest - smallest)
+    quantile = uniform if time == "uniform" else level
+    gap = (quantile.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
+    # Kolmogorov–Smirnov: P(√n D > 2.6) = 2 exp(−2 · 2.6²) = 3e-6, the level of five deviations.
+    assert gap < 2.6 / math.sqrt(n) + 0.5 / n
+
+
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+def test_inverse_density_integrates_to_the_length_of_the_interval(sde: SDE, time: str) -> None:
+    """A density that is not normalised, or its reciprocal: E[1/p] = ∫ dt = 1 − t_min."""
+    n = 4096
+    times = draw_times(sde, torch.zeros(n, 2).double(), seeded(0), time)
+    # A shifted rectangle rule errs by at most (total variation of the integrand)/n; the sampled
+    # points miss part of the variation, hence a fine grid.
+    fine = draw_times(sde, torch.zeros(100_000, 2).double(), seeded(1), time)
+    variation = fine.inverse_density.diff().abs().sum()
+    error = (times.inverse_density.mean() - (1 - sde.t_min)).abs()
+    assert error <= 1.01 * variation / n + 1e-12
+
+
+def test_weights_in_noise_space(sde: SDE) -> None:
+    """w/σ² with the wrong power of g or σ: "simple" means w = σ², a factor of one."""
+    times = draw_times(sde, torch.zeros(8, 2).double(), seeded(0), "uniform")
+    weight = (sde.diffusion(times.t) / sde.marginal(times.t).sigma) ** 2
+    torch.testing.assert_close(noise_space_weight(sde, times.t), weight)
+    length = 1 - sde.t_min
+    simple, likelihood = (weight_over_density(sde, times, w) for w in ("simple", "likelihood"))
+    torch.testing.assert_close(simple, torch.full((8,), length).double())
+    torch.testing.assert_close(likelihood, length * weight)
+
+
+# --- prior -----------------------------------------------------------------------------------
+
+
+def prior_losses(oracle: LinearGaussian, time: str, factor: float, shift: float) -> Tensor:
+    """Losses of the exact noise prediction, scaled and shifted; always the same randomness."""
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        score = oracle.prior_score(x_t, t)
+        return factor * score_to_noise(oracle.sde, score, t) + shift
+
+    x_0 = oracle.sample_data(COUNT, seeded(0))
+    losses = prior_loss(Network(network), x_0, seeded(1), sde=oracle.sde, time=time)
+    assert set(losses) == {"loss"}
+    assert losses["loss"].shape == (COUNT,)
+    return losses["loss"]
+
+
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+def test_prior_loss_has_its_exact_value_at_the_true_score(sde: SDE, time: str) -> None:
+    """A lost ½, a mean over pixels, a weight too many, or times of another distribution."""
+    oracle = skewed(sde)
+    expected = mean_over_times(sde, lambda t: signal_share(sde, t, oracle.S), time)
+    assert_mean(prior_losses(oracle, time, 1.0, 0.0), 0.5 * expected)
+
+
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+@pytest.mark.parametrize(("factor", "shift"), [(0.95, 0.0), (1.05, 0.0), (1.0, 0.05)])
+def test_the_true_score_minimises_the_prior_loss(
+    sde: SDE, time: str, factor: float, shift: float
+) -> None:
+    """A target that is not the noise in x_t: its minimiser would not be the score."""
+    oracle = skewed(sde)
+    best = prior_losses(oracle, time, 1.0, 0.0)
+    assert_lower(best, prior_losses(oracle, time, factor, shift))
+
+
+# --- VAE -------------------------------------------------------------------------------------
+
+
+class SmallVAE(torch.nn.Module):
+    """Linear encoder and decoder of images of four pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Network(
+            lambda x, t: DiagonalGaussian(x.flatten(1)[:, :2], 0.3 * x.flatten(1)[:, 2:])
+        )
+        self.decoder = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Unflatten(1, (1, 2, 2)))
+        self.double()
+
+
+@pytest.mark.parametrize("error", ["squared", "norm"])
+def test_vae_loss_by_hand(error: str) -> None:
+    """Means where sums belong, β on the wrong term, z not sampled, ½ or the root misplaced."""
+    vae, x_0 = SmallVAE(), normal((5, 1, 2, 2), 0)
+    losses = vae_loss(vae, x_0, seeded(1), beta=0.3, error=error)
+    noise = torch.randn(5, 2, generator=seeded(1), dtype=torch.float64)
+    mean, log_variance = x_0.flatten(1)[:, :2], 0.3 * x_0.flatten(1)[:, 2:]
+    z = mean + torch.exp(0.5 * log_variance) * noise
+    squared = (x_0 - vae.decoder(z)).pow(2).sum((1, 2, 3))
+    distortion = 0.5 * squared if error == "squared" else squared.sqrt()
+    rate = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+    expected = {"loss": distortion + 0.3 * rate, "distortion": distortion, "rate": rate}
+    torch.testing.assert_close(losses, expected)
+
+
+# --- encoder ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Skewed:
+    """An encoder that is right at t = 0 and wrong elsewhere, by a factor and a shift."""
+
+    oracle: LinearGaussian
+    shift: float = 0.0
+    log_factor: float = 0.0
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> DiagonalGaussian:
+        """The oracle's Gaussian; at t > 0 with another mean and variance."""
+        exact, wrong = self.oracle.encode(x_t, t), (t.reshape(-1, 1) > 0).double()
+        return DiagonalGaussian(
+            exact.mean + self.shift * wrong, exact.log_variance + self.log_factor * wrong
+        )
+
+
+def encoder_losses(oracle: LinearGaussian, encoder=None, **changes) -> dict[str, Tensor]:
+    """Losses of an encoder (the exact one if none) on COUNT images; the same randomness always."""
+    settings = {"beta": 1.0, "weighting": "likelihood", "time": "log_snr"} | changes
+    return encoder_loss(
+        encoder or oracle.encode,
+        oracle.sample_data(COUNT, seeded(0)),
+        seeded(1),
+        sde=oracle.sde,
+        prior=oracle.prior_score,
+        log_determinant=True,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("weighting", ["likelihood", "simple"])
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+def test_encoder_loss_has_its_exact_value_at_the_true_posterior(
+    sde: SDE, weighting: str, time: str
+) -> None:
+    """Any wrong factor, sign, σ or weight; z taken from q(z|x_t); a mean in place of a sum.
+
+    With Bayes' rule exact the score is that of p_t(x_t|z), so with V the variance of p(x_0|z)
+    E‖ε − ε̂‖² = Σ α²V/(α²V + σ²), whose integral over λ is ln(1 + V e^λ).
+    """
+    oracle = skewed(sde)
+    _, V = oracle.data_given_latent(torch.zeros(1, 3).double())
+    losses = encoder_losses(oracle, weighting=weighting, time=time)
+    largest, smallest = (torch.tensor(end).exp() for end in log_snr_range(sde))
+    exact = (torch.log1p(V * largest) - torch.log1p(V * smallest)).sum()
+    if weighting == "simple":
+        exact = integral(lambda t: signal_share(sde, t, V), sde.t_min, 1)
+    assert_mean(losses["diffusion"], 0.5 * exact)
+
+
+@pytest.mark.parametrize("weighting", ["likelihood", "simple"])
+def test_times_of_either_distribution_estimate_one_integral(sde: SDE, weighting: str) -> None:
+    """A density left out or applied twice; the encoder is wrong so that t matters."""
+    oracle = skewed(sde)
+    encoder = Skewed(oracle, shift=0.3, log_factor=0.5)
+    uniform, level = (
+        encoder_losses(oracle, encoder, weighting=weighting, time=time)["diffusion"]
+        for time in DISTRIBUTIONS
+    )
+    allowed = torch.sqrt(five_errors(uniform) ** 2 + five_errors(level) ** 2)
+    assert (uniform.mean() - level.mean()).abs() <= allowed
+
+
+@pytest.mark.parametrize(("shift", "log_factor"), [(0.1, 0.0), (0.0, 0.2), (0.0, -0.2)])
+def test_the_true_posterior_minimises_the_diffusion_term(
+    sde: SDE, shift: float, log_factor: float
+) -> None:
+    """An objective that is minimised elsewhere: a sign, or the prior's term left out."""
+    oracle = skewed(sde)
+    best = encoder_losses(oracle)["diffusion"]
+    assert_lower(best, encoder_losses(oracle, Skewed(oracle, shift, log_factor))["diffusion"])
+
+
+def bound(oracle: LinearGaussian, losses: dict[str, Tensor]) -> Tensor:
+    """METHOD section 6 for β = 1: reconstruction − terminal KL − diffusion − rate.
+
+    The reconstruction is p(x_0|x_ε, z), here Gaussian, in place of its categorical.
+    """
+    sde = oracle.sde
+    _, V = oracle.data_given_latent(torch.zeros(1, 2).double())
+    alpha, sigma = sde.marginal(scalar(sde.t_min))
+    left = V * sigma**2 / (alpha**2 * V + sigma**2)
+    reconstruction = -0.5 * torch.log(2 * math.pi * math.e * left).sum()
+    alpha, sigma = sde.marginal(scalar(1.0))
+    ratio = (sigma / sde.terminal_std) ** 2
+    distance = alpha**2 * (oracle.S + oracle.m**2) / sde.terminal_std**2
+    terminal = 0.5 * (distance + ratio - 1 - torch.log(ratio)).sum()
+    return reconstruction - terminal - losses["loss"]
+
+
+def test_likelihood_weighting_with_beta_one_is_the_bound(sde: SDE) -> None:
+    """A wrong β, rate or weight shows as a "bound" above ln p(x), or one that is not tight.
+
+    For the exact posterior the bound misses E ln p(x_0) only by KL(p(x_1|z) ‖ π).
+    """
+    oracle = standardised(sde)
+    log_density = -0.5 * torch.log(2 * math.pi * math.e * oracle.S).sum()
+    alpha, sigma = sde.marginal(scalar(1.0))
+    z = oracle.encode(oracle.sample_data(COUNT, seeded(2)), scalar(0.0)).sample(seeded(3))
+    mean, V = oracle.data_given_latent(z)
+    variance = (alpha**2 * V + sigma**2) / sde.terminal_std**2
+    distance = (alpha * mean / sde.terminal_std) ** 2
+    gap = 0.5 * (distance + variance - 1 - torch.log(variance)).sum(1)  # 1e-4 of a nat at most
+    exact = bound(oracle, encoder_losses(oracle))
+    assert gap.mean() < 1e-3
+    assert_mean(exact, log_density - gap.mean())
+    worse = bound(oracle, encoder_losses(oracle, Skewed(oracle, 1.0, 0.5)))
+    assert worse.mean() < log_density - five_errors(worse)
+
+
+def test_the_rate_enters_linearly_and_summed(sde: SDE) -> None:
+    """β on the wrong term, or a rate averaged over latents: β would change by their number."""
+    oracle = skewed(sde)
+    x_0 = oracle.sample_data(COUNT, seeded(0))
+    rate = oracle.encode(x_0, scalar(0.0)).kl_per_latent().sum(1)
+    for beta in (0.0, 0.01, 2.0):
+        losses = encoder_losses(oracle, beta=beta)
+        assert set(losses) == {"loss", "diffusion", "rate"}
+        torch.testing.assert_close(losses["rate"], rate)
+        torch.testing.assert_close(losses["loss"], losses["diffusion"] + beta * rate)
+
+
+class Shifted(torch.nn.Module):
+    """The oracle's encoder with a mean at t = 0 and one at t > 0 that can be moved."""
+
+    def __init__(self, oracle: LinearGaussian) -> None:
+        super().__init__()
+        self.oracle = oracle
+        self.clean = torch.nn.Parameter(vector(0.2, -0.1, 0.4))
+        self.noisy = torch.nn.Parameter(vector(0.0, 0.3, -0.2))
+
+    def forward(self, x_t: Tensor, t: Tensor) -> DiagonalGaussian:
+        """The oracle's Gaussian plus the shift that belongs to t."""
+        exact = self.oracle.encode(x_t, t)
+        shift = torch.where(t.reshape(-1, 1) > 0, self.noisy, self.clean)
+        return DiagonalGaussian(exact.mean + shift, exact.log_variance)
+
+
+def small_loss(encoder: Shifted, prior) -> Tensor:
+    oracle = encoder.oracle
+    losses = encoder_loss(
+        encoder,
+        oracle.sample_data(6, seeded(0)),
+        seeded(1),
+        sde=oracle.sde,
+        prior=prior,
+        beta=0.0,
+        weighting="likelihood",
+        time="log_snr",
+        log_determinant=True,
+    )
+    return losses["loss"].sum()
+
+
+@pytest.mark.parametrize("name", ["clean", "noisy"])
+def test_gradients_of_the_encoder_loss_are_its_derivatives(sde: SDE, name: str) -> None:
+    """z detached, or the inner gradient detached: with β = 0 the first leaves "clean" at zero.
+
+    Shifts enter the loss as a quadratic, whose central difference is exact up to rounding.
+    """
+    oracle = skewed(sde)
+    encoder = Shifted(oracle)
+    small_loss(encoder, oracle.prior_score).backward()
+    weight = getattr(encoder, name)
+    for i in range(3):
+        values = []
+        for step in (0.5, -0.5):
+            with torch.no_grad():
+                weight[i] += step
+                values.append(small_loss(encoder, oracle.prior_score))
+                weight[i] -= step
+        difference = (values[0] - values[1]).detach()
+        torch.testing.assert_close(weight.grad[i], difference, rtol=1e-8, atol=1e-8)
+    assert weight.grad.abs().min() > 1e-3
+
+
+def test_the_prior_is_a_constant(sde: SDE) -> None:
+    """The frozen prior trained along with the encoder, or its graph kept in memory."""
+    oracle = skewed(sde)
+    weight = torch.nn.Parameter(scalar(1.0))
+    modes = []
+
+    def prior(x_t: Tensor, t: Tensor) -> Tensor:
+        modes.append(torch.is_grad_enabled())
+        return weight * oracle.prior_score(x_t, t)
+
+    small_loss(Shifted(oracle), prior).backward()
+    assert weight.grad is None
+    assert modes == [False]
+
+
+def test_the_parity_option_reaches_the_loss(sde: SDE) -> None:
+    """An option that is accepted and ignored."""
+    oracle = skewed(sde)
+
+    def wavy(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(x_t, torch.sin(x_t))
+
+    full, dropped = (
+        encoder_loss(
+            wavy,
+            oracle.sample_data(6, seeded(0)),
+            seeded(1),
+            sde=sde,
+            prior=oracle.prior_score,
+            beta=0.0,
+            weighting="simple",
+            time="uniform",
+            log_determinant=option,
+        )["loss"]
+        for option in (True, False)
+    )
+    assert not torch.allclose(full, dropped)
+
+
+# --- warm start ------------------------------------------------------------------------------
+
+
+def warm_losses(
+    oracle: LinearGaussian,
+    encoder,
+    clean_share: float,
+    *,
+    variance_scale: float = 1.0,
+    count: int = COUNT,
+) -> Tensor:
+    """Losses of an encoder whose teacher is the oracle; the same randomness always."""
+    return warm_start_loss(
+        encoder,
+        oracle.sample_data(count, seeded(0)),
+        seeded(1),
+        sde=oracle.sde,
+        teacher=oracle.encode,
+        clean_share=clean_share,
+        variance_scale=variance_scale,
+    )["loss"]
+
+
+def pupil(oracle: LinearGaussian, variance_scale: float) -> LinearGaussian:
+    """The oracle whose p(z|x_0) is the teacher's with its variance scaled: the exact answer."""
+    return replace(oracle, Γ=variance_scale * oracle.Γ)
+
+
+def test_warm_start_is_zero_where_encoder_and_teacher_agree(sde: SDE) -> None:
+    """Clean rows perturbed after all (VE's σ_0 is not zero), or given a time other than 0."""
+    # The largest number torch.rand draws is 1 − 2⁻²⁴: every row is clean.
+    oracle = skewed(sde)
+    losses = warm_losses(oracle, oracle.encode, 1 - 2**-25, count=50)
+    assert torch.equal(losses, torch.zeros(50).double())
+
+
+@pytest.mark.parametrize("clean_share", [0.0, 0.25])
+@pytest.mark.parametrize("variance_scale", [1.0, 0.1])
+def test_warm_start_has_its_exact_value_at_the_true_posterior(
+    sde: SDE, clean_share: float, variance_scale: float
+) -> None:
+    """KL of the wrong order, t of the wrong distribution, a wrong share or variance.
+
+    At the minimum the loss is the entropy of p(z|x_t) less that of p(z|x_0).
+    """
+    oracle = skewed(sde)
+    exact = pupil(oracle, variance_scale)
+
+    def gained(t: Tensor) -> Tensor:
+        log_variance = exact.encode(torch.zeros(len(t), 3).double(), t).log_variance
+        return 0.5 * (log_variance - exact.Γ.log()).sum(1)
+
+    expected = (1 - clean_share) * mean_over_times(sde, gained, "log_snr")
+    losses = warm_losses(oracle, exact.encode, clean_share, variance_scale=variance_scale)
+    assert_mean(losses, expected)
+
+
+@pytest.mark.parametrize(("shift", "log_factor"), [(0.1, 0.0), (0.0, 0.2), (0.0, -0.2)])
+@pytest.mark.parametrize("variance_scale", [1.0, 0.1])
+def test_the_true_posterior_minimises_the_warm_start(
+    sde: SDE, shift: float, log_factor: float, variance_scale: float
+) -> None:
+    """A regression whose minimiser is not p(z|x_t), such as the reversed KL."""
+    oracle = skewed(sde)
+    exact = pupil(oracle, variance_scale)
+    best, worse = (
+        warm_losses(oracle, encoder, 0.25, variance_scale=variance_scale)
+        for encoder in (exact.encode, Skewed(exact, shift, log_factor))
+    )
+    assert_lower(best, worse)
+
+
+def test_the_teacher_is_a_constant(sde: SDE) -> None:
+    """The VAE trained along with its pupil."""
+    oracle = skewed(sde)
+    encoder, teacher = Shifted(oracle), Shifted(oracle)
+    losses = warm_start_loss(
+        encoder,
+        oracle.sample_data(8, seeded(0)),
+        seeded(1),
+        sde=sde,
+        teacher=teacher,
+        clean_share=0.5,
+        variance_scale=1.0,
+    )
+    losses["loss"].sum().backward()
+    assert encoder.noisy.grad.abs().min() > 0
+    assert all(weight.grad is None for weight in teacher.parameters())

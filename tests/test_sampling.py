@@ -1,0 +1,421 @@
+"""Grids and solvers. For Gaussian data every step is affine, so moments need no Monte Carlo."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from oracles import (
+    LinearGaussian,
+    five_errors,
+    normal,
+    scalar,
+    seeded,
+    standardised,
+    vector,
+)
+from torch import Tensor
+
+from scorevae.config import SamplingConfig
+from scorevae.sampling import (
+    DPMSolverPP2M,
+    ddim,
+    euler_maruyama,
+    generate,
+    heun,
+    integrate,
+    karras_grid,
+    langevin,
+    log_snr_grid,
+    make_step,
+    network_evaluations,
+    uniform_grid,
+)
+from scorevae.score import denoised_to_score, posterior_score, score_to_denoised
+from scorevae.sde import SDE, VESDE, perturb
+
+ODE_SAMPLERS = ("ddim", "heun", "dpm_solver_pp")
+SAMPLERS = (*ODE_SAMPLERS, "euler_maruyama", "predictor_corrector")
+SIZES = (64, 128, 256)
+SNR = 0.1
+
+
+def settings_of(sampler: str, steps: int) -> SamplingConfig:
+    return SamplingConfig(sampler=sampler, grid="log_snr", steps=steps, corrector_snr=SNR)
+
+
+def no_noise(x: Tensor) -> Tensor:
+    """For solvers of the ODE, which must not ask."""
+    raise AssertionError("an ODE solver drew noise")
+
+
+def seeded_noise(seed: int) -> Callable[[Tensor], Tensor]:
+    generator = seeded(seed)
+    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def affine(
+    run: Callable[[Tensor, Callable], Tensor], dim: int, draws: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Intercept, slope and summed squares of the noise coefficients of x -> run(x, noise).
+
+    Row 0 starts at zero, row 1 at one, and row k + 2 at zero with the k-th noise set to one.
+    """
+    x = torch.zeros(2 + draws, dim, dtype=torch.float64)
+    x[1] = 1
+    call = itertools.count(2)
+
+    def unit(x: Tensor) -> Tensor:
+        noise = torch.zeros_like(x)
+        noise[next(call)] = 1
+        return noise
+
+    out = run(x, unit if draws else torch.zeros_like)
+    return out[0], out[1] - out[0], (out[2:] - out[0]).square().sum(0)
+
+
+# --- grids -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [uniform_grid, log_snr_grid, karras_grid])
+@pytest.mark.parametrize("steps", [1, 2, 37])
+def test_grids_fall_from_one_to_t_min(sde: SDE, grid, steps: int) -> None:
+    """Ends missed by rounding, a grid the wrong way round, or one point too few."""
+    times = grid(sde, steps)
+    assert times.shape == (steps + 1,)
+    assert times.dtype == torch.float64
+    assert times[0] == 1
+    assert times[-1] == sde.t_min
+    assert torch.all(times.diff() < 0)
+
+
+def test_grids_are_equally_spaced_in_their_variable(sde: SDE) -> None:
+    """Spacing in another variable: ln σ for λ without α, or ρ in place of 1/ρ."""
+    ratio = torch.exp(-0.5 * sde.log_snr(karras_grid(sde, 20)))  # σ/α
+    for levels in (
+        uniform_grid(sde, 20),
+        sde.log_snr(log_snr_grid(sde, 20)),
+        ratio ** (1 / 7),
+    ):
+        gaps = levels.diff()
+        # λ spans some 20 and its inverse is exact to 1e-14 in t, at most 1e-10 in λ.
+        torch.testing.assert_close(gaps, gaps.mean().expand(20), rtol=1e-9, atol=0)
+
+
+# --- solvers ---------------------------------------------------------------------------------
+
+
+def scalar_data(sde: SDE) -> LinearGaussian:
+    """x_0 ~ N(0.7, 1)."""
+    return LinearGaussian(sde, *(vector(value) for value in (0.7, 1.0, 1.0, 1.0)))
+
+
+def marginal_moments(oracle: LinearGaussian, t: float) -> tuple[Tensor, Tensor]:
+    alpha, sigma = oracle.sde.marginal(scalar(t))
+    return alpha * oracle.m, alpha**2 * oracle.S + sigma**2
+
+
+def slope_of(errors: list[float]) -> float:
+    """Order of convergence: minus the slope of ln error over ln steps."""
+    return -np.polyfit(np.log(SIZES), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("solver", "grid", "order"),
+    [
+        (lambda: ddim, uniform_grid, 1),
+        (lambda: heun, uniform_grid, 2),
+        (lambda: ddim, log_snr_grid, 1),
+        (lambda: heun, log_snr_grid, 2),
+        # Its coefficients are of second order in λ; on a uniform grid the last steps are too
+        # wide in λ for the asymptotic slope.
+        (DPMSolverPP2M, log_snr_grid, 2),
+    ],
+    ids=["ddim", "heun", "ddim-log_snr", "heun-log_snr", "dpm_solver_pp"],
+)
+def test_ode_solvers_have_their_order(sde: SDE, solver, grid, order: int) -> None:
+    """A wrong coefficient leaves an error that does not vanish, or vanishes one order late.
+
+    Orders differ by one; the slope over 64 … 256 steps deviates by the next order, below 0.03.
+    """
+    oracle = scalar_data(sde)
+    (mean_1, variance_1), (mean_0, variance_0) = (
+        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
+    )
+    exact_slope = torch.sqrt(variance_0 / variance_1)
+    exact_intercept = mean_0 - exact_slope * mean_1
+    errors = []
+    for steps in SIZES:
+        times, step = grid(sde, steps), solver()
+
+        def run(x: Tensor, noise, times=times, step=step) -> Tensor:
+            return integrate(oracle.prior_score, sde, x, times, step=step, noise=no_noise)
+
+        intercept, slope, _ = affine(run, 1, 0)
+        errors.append(((intercept - exact_intercept).abs() / mean_0).item())
+        errors.append(((slope - exact_slope).abs() / exact_slope).item())
+    for error in (errors[0::2], errors[1::2]):
+        assert slope_of(error) == pytest.approx(order, abs=0.1)
+
+
+def test_euler_maruyama_has_order_one_in_mean_and_variance(sde: SDE) -> None:
+    """A lost ½, g for g², √dt for dt, or the probability-flow drift in the SDE.
+
+    VE has no drift, so the mean is exact. Its variance comes out at order 2 over these sizes:
+    the first-order error is −½ h v_ε² [g²/v²] between the ends, with v = 1 + σ², which for
+    g² ∝ σ² is 1e-3 h, far below the second order here.
+    """
+    oracle = scalar_data(sde)
+    (mean_1, variance_1), (mean_0, variance_0) = (
+        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
+    )
+    mean_errors, variance_errors = [], []
+    for steps in SIZES:
+        times = uniform_grid(sde, steps)
+
+        def run(x: Tensor, noise, times=times) -> Tensor:
+            score = oracle.prior_score
+            return integrate(score, sde, x, times, step=euler_maruyama, noise=noise)
+
+        intercept, slope, noise = affine(run, 1, steps)
+        mean_errors.append((intercept + slope * mean_1 - mean_0).abs().item())
+        variance_errors.append((slope**2 * variance_1 + noise - variance_0).abs().item())
+    if isinstance(sde, VESDE):
+        assert max(mean_errors) < 1e-13
+        assert slope_of(variance_errors) == pytest.approx(2, abs=0.1)
+    else:
+        assert slope_of(mean_errors) == pytest.approx(1, abs=0.1)
+        assert slope_of(variance_errors) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("sampler", ODE_SAMPLERS)
+def test_ode_solvers_are_exact_for_a_single_image(sde: SDE, sampler: str) -> None:
+    """For one data point ε̂ and x̂_0 are constant along the flow: any step size must do."""
+    x_0, noise = normal((4, 3), 0), normal((4, 3), 1)
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = sde.marginal(t)
+        return (alpha * x_0 - x_t) / sigma**2
+
+    x_1, expected = (perturb(sde, x_0, scalar(t), noise) for t in (1.0, sde.t_min))
+    step, times = make_step(settings_of(sampler, 4)), uniform_grid(sde, 3)
+    x = integrate(score, sde, x_1, times, step=step, noise=no_noise)
+    # σ_t/α_t runs over at most four decades: rounding grows by about as much.
+    torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_first_multistep_step_is_ddim(sde: SDE) -> None:
+    """A history invented at the start."""
+    oracle, x = standardised(sde), normal((4, 2), 0)
+    ends = oracle.prior_score, sde, x, scalar(0.8), scalar(0.5), no_noise
+    torch.testing.assert_close(DPMSolverPP2M()(*ends), ddim(*ends), rtol=1e-10, atol=1e-10)
+
+
+def test_multistep_extrapolates_to_the_middle_of_the_step(sde: SDE) -> None:
+    """The ratio of step widths inverted: on grids equal in λ, and in the order, it hides.
+
+    With x̂_0 = ℓ, linear in ℓ = ln(α/σ), the estimate D must be ℓ half-way through the step.
+    """
+
+    def level(t: Tensor) -> Tensor:
+        return 0.5 * sde.log_snr(t)
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        return denoised_to_score(sde, level(t).expand(x_t.shape), x_t, t)
+
+    step, x = DPMSolverPP2M(), normal((3, 2), 0)
+    t, s, r = scalar(0.8), scalar(0.7), scalar(0.3)
+    x_s = step(score, sde, x, t, s, no_noise)
+    x_r = step(score, sde, x_s, s, r, no_noise)
+    width, middle = level(r) - level(s), 0.5 * (level(r) + level(s))
+    alpha, sigma = sde.marginal(r)
+    expected = sigma / sde.marginal(s).sigma * x_s + alpha * (1 - torch.exp(-width)) * middle
+    torch.testing.assert_close(x_r, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_encoding_and_decoding_return_the_image(sde: SDE) -> None:
+    """A solver that is right in one direction only: the round trip would not close.
+
+    The encoding converges to the closed flow with order 2, the round trip at least as fast.
+    """
+    oracle = scalar_data(sde)
+    (mean_1, variance_1), (mean_0, variance_0) = (
+        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
+    )
+    x = vector(-1.0, 0.3, 2.0)[:, None]
+    exact = mean_1 + torch.sqrt(variance_1 / variance_0) * (x - mean_0)
+    encoding, round_trip = [], []
+    for steps in SIZES:
+        times = log_snr_grid(sde, steps)
+        code = integrate(oracle.prior_score, sde, x, times.flip(0), step=heun, noise=no_noise)
+        back = integrate(oracle.prior_score, sde, code, times, step=heun, noise=no_noise)
+        encoding.append((code - exact).abs().max().item())
+        round_trip.append((back - x).abs().max().item())
+    assert slope_of(encoding) == pytest.approx(2, abs=0.1)
+    assert slope_of(round_trip) > 1.9
+
+
+def test_langevin_step_preserves_a_gaussian() -> None:
+    """√2 or the square of the size lost, or noise and score exchanged in the ratio.
+
+    With s = −x/v and ‖noise‖/‖s‖ = √v the size is η = 2 snr² v, and the variance becomes
+    (1 − η/v)² v + 2η = v (1 + 4 snr⁴): at snr = 0.3 it must grow by 3 %, not by 18 %.
+    """
+    v, snr, n = 4.0, 0.3, 100_000
+    x = 2 * normal((n, 2), 0)
+    moved = langevin(lambda x, t: -x / v, x, scalar(0.5), seeded_noise(1), snr=snr)
+    squared = moved**2
+    assert torch.all(moved.mean(0).abs() <= five_errors(moved))
+    # The ratio is itself a mean over n norms: its error is second to that of the variance.
+    assert torch.all((squared.mean(0) - v * (1 + 4 * snr**4)).abs() <= five_errors(squared))
+    correlation = (moved * x).mean(0) / v  # 1 − η/v
+    assert torch.all((correlation - (1 - 2 * snr**2)).abs() <= five_errors(moved * x / v))
+
+
+# --- generation ------------------------------------------------------------------------------
+
+
+def posterior(oracle: LinearGaussian, count: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Our own posterior score for one latent."""
+    return posterior_score(oracle.prior_score, oracle.encode, LATENT.expand(count, 2))
+
+
+LATENT = vector(1.2, -1.0)
+
+
+def discrete_moments(oracle: LinearGaussian, sampler: str, steps: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance that ``generate`` gives with these steps, from its affine map."""
+    draws = steps - 1 if sampler == "euler_maruyama" else 0
+    score, settings = posterior(oracle, 2 + draws), settings_of(sampler, steps)
+
+    def run(x: Tensor, noise) -> Tensor:
+        return generate(score, oracle.sde, x, settings, noise=noise)
+
+    intercept, slope, noise = affine(run, 2, draws)
+    return intercept, slope**2 * oracle.sde.terminal_std**2 + noise
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_generated_images_follow_the_posterior(sde: SDE, sampler: str) -> None:
+    """Samples of the prior, of p(x_0|z) with another variance, or noise used twice.
+
+    Allowed are five standard errors and the discretisation's own error, which is known exactly
+    and is at most a quarter of what tells p(x_0|z) from p(x_0). The corrector, not affine, may
+    add the stationary excess of Langevin steps, η/(2v) = snr² v_max/v_min of the variance.
+    """
+    oracle, steps, n = standardised(sde), 60, 8_000
+    mean, variance = oracle.data_given_latent(LATENT[None])
+    affine_sampler = "euler_maruyama" if sampler == "predictor_corrector" else sampler
+    discrete_mean, discrete_variance = discrete_moments(oracle, affine_sampler, steps)
+    off_mean, off_variance = (discrete_mean - mean).abs(), (discrete_variance - variance).abs()
+    if sampler == "predictor_corrector":
+        off_variance = off_variance + SNR**2 * variance.max() / variance.min() * variance
+    assert torch.all(off_mean < 0.25 * (mean - oracle.m).abs())
+    assert torch.all(off_variance < 0.25 * (oracle.S - variance))
+
+    x_1 = sde.terminal_std * normal((n, 2), 0)
+    settings = settings_of(sampler, steps)
+    x_0 = generate(posterior(oracle, n), sde, x_1, settings, noise=seeded_noise(1))
+    squared = (x_0 - x_0.mean(0)) ** 2
+    assert torch.all((x_0.mean(0) - mean).abs() <= five_errors(x_0) + off_mean)
+    assert torch.all((squared.mean(0) - variance).abs() <= five_errors(squared) + off_variance)
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "predictor_corrector"])
+def test_generation_converges_to_the_posterior(sde: SDE, sampler: str) -> None:
+    """A bias that more steps do not remove.
+
+    What remains is the start from N(0, terminal_std²) in place of p_1(x_1|z), and the variance
+    V σ²/(α² V + σ²) that the last, noiseless step leaves out; both are known.
+    """
+    oracle = standardised(sde)
+    mean, variance = oracle.data_given_latent(LATENT[None])
+    (alpha, sigma), (alpha_1, sigma_1) = (sde.marginal(scalar(t)) for t in (sde.t_min, 1.0))
+    variance_1 = alpha_1**2 * variance + sigma_1**2
+    slope = variance / torch.sqrt(variance_1)  # of the flow; the SDE forgets more
+    left_out = variance * sigma**2 / (alpha**2 * variance + sigma**2)
+    start_mean = slope / variance.sqrt() * alpha_1 * mean.abs()
+    start_variance = variance * (1 - sde.terminal_std**2 / variance_1).abs()
+    coarse, fine = (discrete_moments(oracle, sampler, steps) for steps in (50, 100))
+    # First order at least: the error at 2N is no larger than the distance from N to 2N, up to
+    # its own second-order part, for which the factor of 1.5.
+    allowed_mean = 1.5 * (coarse[0] - fine[0]).abs() + 1.1 * start_mean
+    allowed_variance = 1.5 * (coarse[1] - fine[1]).abs() + 1.1 * (left_out + start_variance)
+    assert torch.all((fine[0] - mean).abs() <= allowed_mean + 1e-12)
+    assert torch.all((fine[1] - variance).abs() <= allowed_variance + 1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_network_evaluations_are_counted_right(sde: SDE, sampler: str, steps: int) -> None:
+    """A budget reported that is not the one spent, or an evaluation off the grid."""
+    oracle, seen = standardised(sde), []
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append(t.item())
+        return oracle.prior_score(x_t, t)
+
+    settings = settings_of(sampler, steps)
+    generate(score, sde, normal((3, 2), 0), settings, noise=torch.randn_like)
+    assert len(seen) == network_evaluations(settings)
+    grid = [1.0] if steps == 1 else log_snr_grid(sde, steps - 1).tolist()
+    assert set(seen) == set(grid)
+    assert seen[-1] == grid[-1]
+
+
+def test_one_step_is_the_posterior_mean_of_pure_noise(sde: SDE) -> None:
+    """A last step that adds noise, or divides by the wrong α."""
+    oracle, x_1 = standardised(sde), sde.terminal_std * normal((5, 2), 0)
+    x_0 = generate(oracle.prior_score, sde, x_1, settings_of("ddim", 1), noise=no_noise)
+    t = scalar(1.0)
+    expected = score_to_denoised(sde, oracle.prior_score(x_1, t), x_1, t)
+    torch.testing.assert_close(x_0, expected, rtol=1e-12, atol=1e-12)
+    alpha, sigma = sde.marginal(t)
+    gain = alpha * oracle.S / (alpha**2 * oracle.S + sigma**2)
+    # Tweedie divides by α_1, 0.007 for VP: rounding grows by its inverse.
+    torch.testing.assert_close(x_0, gain * x_1, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_generation_builds_no_graph_and_keeps_its_input(sde: SDE, sampler: str) -> None:
+    """A graph over all steps, x_1 overwritten, or float64 times promoting float32 images."""
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    x_1 = normal((3, 2), 0).float().requires_grad_()
+    before = x_1.detach().clone()
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        return -weight * x_t
+
+    x_0 = generate(score, sde, x_1, settings_of(sampler, 3))
+    assert not x_0.requires_grad
+    assert x_0.dtype == torch.float32
+    assert torch.equal(x_1, before)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_trajectories_do_not_influence_one_another(sde: SDE, sampler: str) -> None:
+    """A multistep solver that remembers the trajectory before."""
+    oracle, x_1 = standardised(sde), sde.terminal_std * normal((3, 2), 0)
+
+    def draw() -> Tensor:
+        settings = settings_of(sampler, 5)
+        return generate(oracle.prior_score, sde, x_1, settings, noise=seeded_noise(1))
+
+    assert torch.equal(draw(), draw())
+
+
+@pytest.mark.parametrize("name", ["uniform", "log_snr", "karras"])
+def test_settings_choose_the_grid(sde: SDE, name: str) -> None:
+    """A grid that is configured and ignored."""
+    seen = []
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append(t.item())
+        return -x_t
+
+    settings = SamplingConfig(sampler="ddim", grid=name, steps=6, corrector_snr=SNR)
+    generate(score, sde, normal((1, 2), 0), settings)
+    grids = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
+    assert seen == grids[name](sde, 5).tolist()
