@@ -1,0 +1,184 @@
+"""checkpoint: a weights file rebuilds its network; any other file is refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny import tiny_config, write_encoder, write_prior, write_vae
+from torch import nn
+
+from scorevae.checkpoint import check_header, read_header, save_weights
+from scorevae.config import Config
+from scorevae.errors import UserError
+from scorevae.networks.encoder import EncoderHeader, load_encoder
+from scorevae.networks.prior import PriorHeader, load_prior
+from scorevae.networks.vae import VAEHeader, load_vae
+
+CONV = {"presets.digits.encoder.network.kind": "conv"}
+WRITERS = {"prior": write_prior, "encoder": write_encoder, "vae": write_vae}
+LOADERS = {"prior": load_prior, "encoder": load_encoder, "vae": load_vae}
+HEADERS = {"prior": PriorHeader, "encoder": EncoderHeader, "vae": VAEHeader}
+
+
+def assert_frozen(network: nn.Module) -> None:
+    """Evaluation mode, no gradients."""
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and times."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 1, 8, 8, generator=generator), torch.tensor([0.0, 0.3, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["vp", "subvp", "ve"])
+def test_prior_survives(tmp_path: Path, kind: str) -> None:
+    """Catches weights, settings or a process that are not those that were saved."""
+    config = tiny_config(**{"sde.kind": kind})
+    network = write_prior(tmp_path / "p", config)
+    loaded = load_prior(tmp_path / "p")
+    assert torch.equal(loaded.network(*inputs()), network(*inputs()))
+    assert (loaded.sde, loaded.header.sde) == (network.sde, config.sde)
+    assert loaded.header.network == config.selected.prior.network
+    assert_frozen(loaded.network)
+
+
+@pytest.mark.parametrize("changes", [{}, CONV, {"sde.kind": "ve"}, {**CONV, "sde.kind": "subvp"}])
+def test_encoder_survives(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Catches a kind, a process or a log-determinant that the file does not remember."""
+    config = tiny_config(**changes, **{"objective.log_determinant": "dropped"})
+    network = write_encoder(tmp_path / "e", config)
+    loaded = load_encoder(tmp_path / "e")
+    assert all(map(torch.equal, loaded.network(*inputs()), network(*inputs())))
+    assert loaded.header.sde == config.sde
+    assert (loaded.header.latent, loaded.header.log_determinant) == (4, "dropped")
+    assert_frozen(loaded.network)
+
+
+@pytest.mark.parametrize("changes", [{}, CONV])
+def test_vae_survives(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Catches an encoder or decoder that comes back as another one."""
+    network = write_vae(tmp_path / "v", tiny_config(**changes))
+    loaded = load_vae(tmp_path / "v").network
+    posterior, expected = loaded.encoder(*inputs()), network.encoder(*inputs())
+    assert all(map(torch.equal, posterior, expected))
+    assert torch.equal(loaded.decoder(expected.mean), network.decoder(expected.mean))
+    assert_frozen(loaded)
+
+
+@pytest.mark.parametrize("wanted", LOADERS)
+@pytest.mark.parametrize("written", WRITERS)
+def test_wrong_kind(tmp_path: Path, written: str, wanted: str) -> None:
+    """Catches a VAE's weights taken for an encoder's."""
+    WRITERS[written](tmp_path / "w", tiny_config())
+    if written == wanted:
+        LOADERS[wanted](tmp_path / "w")
+        return
+    expected = rf"w: holds {written} weights of format 1; give {wanted} weights of format 1"
+    with pytest.raises(UserError, match=expected):
+        LOADERS[wanted](tmp_path / "w")
+
+
+def absent(path: Path) -> None:
+    path.unlink()
+
+
+def pickled(path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, path)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (absent, r"no such file; run the stage that writes it \(dvc repro\)"),
+        (pickled, r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"),
+        (truncated, r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"),
+        (empty, r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"),
+        (foreign, r"carries no ScoreVAE header; give {kind} weights written by ScoreVAE"),
+    ],
+)
+@pytest.mark.parametrize("kind", LOADERS)
+def test_other_files(
+    tmp_path: Path, kind: str, damage: Callable[[Path], None], message: str
+) -> None:
+    """Catches a traceback, or code run out of a pickle, where a user gives another file."""
+    path = tmp_path / "w.safetensors"
+    WRITERS[kind](path, tiny_config())
+    damage(path)
+    expected = message.replace("{kind}", kind)
+    with pytest.raises(UserError, match=f"^{path}: {expected}$"):
+        LOADERS[kind](path)
+
+
+def header_of(config: Config, **changes: object) -> EncoderHeader:
+    """The header of an encoder, with some entries changed."""
+    preset = config.selected
+    values = {
+        "image": preset.data.image,
+        "sde": config.sde,
+        "latent": preset.latent,
+        "network": preset.encoder.network,
+        "log_determinant": "full",
+    }
+    return EncoderHeader(**values | changes)
+
+
+def test_other_format(tmp_path: Path) -> None:
+    """Catches weights of a future format read as those of this one."""
+    path = tmp_path / "e"
+    save_weights(path, nn.Linear(2, 2), header_of(tiny_config(), format=2))
+    with pytest.raises(UserError, match="holds encoder weights of format 2; give encoder .* 1$"):
+        load_encoder(path)
+
+
+def test_header_that_does_not_fit_the_weights(tmp_path: Path) -> None:
+    """Catches weights that are partly loaded, or torch's long traceback."""
+    config = tiny_config()
+    network = write_encoder(tmp_path / "e", config)
+    save_weights(tmp_path / "e", network, header_of(config, latent=5))
+    with pytest.raises(UserError, match=r"e: the weights do not fit the header \(.*\); write"):
+        load_encoder(tmp_path / "e")
+
+
+def test_damaged_header(tmp_path: Path) -> None:
+    """Catches a header whose entries are taken as they come."""
+    text = '{"kind": "encoder", "format": 1, "latent": "four"}'
+    metadata = {"scorevae": text}
+    safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "e", metadata=metadata)
+    with pytest.raises(UserError, match="e: latent: got 'four'; input should be a valid integer"):
+        read_header(tmp_path / "e", EncoderHeader)
+
+
+def test_weights_replace_their_predecessor(tmp_path: Path) -> None:
+    """Catches partial files left behind, which DVC would not ignore."""
+    for _ in range(2):
+        write_vae(tmp_path / "v", tiny_config())
+    assert [p.name for p in tmp_path.iterdir()] == ["v"]
+
+
+def test_check_header() -> None:
+    """Catches an encoder trained with one process and used with another."""
+    config = tiny_config()
+    header = header_of(config)
+    check_header(Path("e"), header, sde=config.sde, latent=4)
+    expected = r"^e: its latent is \(4\), the parameters ask for \(5\); train it again "
+    with pytest.raises(UserError, match=expected):
+        check_header(Path("e"), header, latent=5)
+    other = config.sde.model_copy(update={"t_min": 2e-3})
+    with pytest.raises(UserError, match=r"its sde is \(.*t_min=0.001\).*\(.*t_min=0.002\)"):
+        check_header(Path("e"), header, sde=other)

@@ -1,0 +1,220 @@
+"""config: every fault is one line that names file, key, value and remedy."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from tiny import SHIPPED, put, tiny_params, write_params
+
+from scorevae.config import Config, Section, load_config
+from scorevae.errors import UserError
+
+STEPS = "presets.digits.prior.training.steps"
+WRONG_VALUES = [
+    ("beta", "0.01"),  # a string for a number
+    ("beta", True),
+    ("beta", float("inf")),
+    ("beta", float("nan")),
+    ("beta", -0.1),
+    ("beta", None),
+    ("seed", 1.5),
+    ("seed", True),  # a bool for an int
+    ("seed", -1),
+    ("sde.kind", "vesde"),  # not one of the literals
+    ("sde.t_min", 1.0),
+    ("reconstruct.sampler", "euler"),
+    ("reconstruct.steps", 0),
+    ("reconstruct.steps", "20"),
+    ("evaluate.interpolation_steps", 1),
+    (STEPS, 10.0),
+    (STEPS, -1),
+    ("presets.digits.prior.training.ema", 1.0),
+    ("presets.digits.prior.training.precision", False),  # what an unquoted `no` is
+    ("presets.digits.data.test_fraction", 0),
+    ("presets.digits.latent", 0),
+]
+
+
+def fault(path: Path) -> str:
+    """The message of the error that loading the file raises."""
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    return error.value.message
+
+
+def test_shipped_parameters_load() -> None:
+    """Catches a params.yaml that has drifted from the config classes."""
+    config = load_config(SHIPPED)
+    assert config.selected is config.presets[config.preset]
+
+
+def test_tiny_parameters_load(tmp_path: Path) -> None:
+    """Catches a test configuration that the entry points would refuse."""
+    tree = tiny_params(**{"beta": 0.02, "presets.digits.latent": 3})
+    config = load_config(write_params(tmp_path / "p.yaml", tree))
+    assert (config.beta, config.selected.latent) == (0.02, 3)
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
+def test_wrong_value(tmp_path: Path, key: str, value: object) -> None:
+    """Catches coercion (a string or bool read as a number) and a range that is not checked."""
+    path = write_params(tmp_path / "p.yaml", tiny_params(**{key: value}))
+    message = fault(path)
+    assert message.startswith(f"{path}: {key}: got {value!r}; input should be ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("key", ["betta", "sde.beta", "presets.digits.encoder.depht"])
+def test_unknown_key(tmp_path: Path, key: str) -> None:
+    """Catches a misspelled key that is silently kept."""
+    path = write_params(tmp_path / "p.yaml", tiny_params(**{key: 1}))
+    assert fault(path) == f"{path}: {key}: unexpected key; remove it or correct its spelling"
+
+
+@pytest.mark.parametrize("key", ["beta", "sde.t_min", STEPS])
+def test_missing_key(tmp_path: Path, key: str) -> None:
+    """Catches a default hidden in the code."""
+    tree = tiny_params()
+    *parents, last = key.split(".")
+    inner = tree
+    for parent in parents:
+        inner = inner[parent]
+    del inner[last]
+    path = write_params(tmp_path / "p.yaml", tree)
+    assert fault(path).startswith(f"{path}: {key}: missing; add it ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"preset": "cifar"}, "top level: preset 'cifar' is not under presets; choose one of: di"),
+        ({"sde.beta_min": 30.0}, "sde: beta_min 30.0 is above beta_max 20.0"),
+        ({"sde.sigma_min": 50.0}, "sde: sigma_min 50.0 is not below sigma_max 50.0"),
+        (
+            {"presets.digits.encoder.network.groups": 5},
+            "presets.digits.encoder.network: channels 8 is not a multiple of groups 5",
+        ),
+    ],
+)
+def test_values_that_do_not_fit(tmp_path: Path, changes: dict, expected: str) -> None:
+    """Catches a missing check between two values, which would fail much later."""
+    path = write_params(tmp_path / "p.yaml", tiny_params(**changes))
+    assert fault(path).startswith(f"{path}: {expected}")
+
+
+def test_conv_encoder_needs_no_groups(tmp_path: Path) -> None:
+    """Catches a check of the group norm's widths where there is no group norm."""
+    network = {"kind": "conv", "channels": [7], "blocks": 1, "groups": 4}
+    tree = tiny_params(**{"presets.digits.encoder.network": network})
+    load_config(write_params(tmp_path / "p.yaml", tree))
+
+
+def test_every_fault_is_reported(tmp_path: Path) -> None:
+    """Catches a report that stops at the first of several faults."""
+    path = write_params(tmp_path / "p.yaml", tiny_params(**{"beta": -1.0, "sde.kind": "x"}))
+    lines = fault(path).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["beta", "sde.kind"]
+
+
+@pytest.mark.parametrize("number", ["1e-05", "1e-5", "1E-5", "+1e-5", ".1e-4", "1.e-5", "0.00001"])
+def test_numbers_as_dvc_writes_them(tmp_path: Path, number: str) -> None:
+    """Catches YAML 1.1, in which `1e-05`, written by `dvc exp run -S beta=1e-5`, is a string."""
+    assert load_config(with_beta(tmp_path, number)).beta == 1e-5
+
+
+@pytest.mark.parametrize("text", ["'1e-5'", '"0.1"'])
+def test_quoted_numbers_are_strings(tmp_path: Path, text: str) -> None:
+    """Catches a resolver so eager that quoting no longer makes a string."""
+    path = with_beta(tmp_path, text)
+    value = text.strip("'\"")
+    assert fault(path).startswith(f"{path}: beta: got {value!r}; ")
+
+
+def with_beta(folder: Path, text: str) -> Path:
+    """The shipped parameter file with another text after `beta:`."""
+    tree = tiny_params()
+    del tree["beta"]
+    path = folder / "p.yaml"
+    path.write_text(f"beta: {text}\n{yaml.safe_dump(tree)}", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"beta: 0.01\nbeta: 0.02\n", "key 'beta' is given twice"),
+        (b"sde:\n  kind: vp\n  kind: ve\n", "key 'kind' is given twice"),
+        (b"beta: [1\n", "not valid YAML"),
+        (b"beta: \xff\xfe\n", "not valid YAML"),
+    ],
+)
+def test_text_that_is_not_yaml(tmp_path: Path, content: bytes, expected: str) -> None:
+    """Catches a duplicate key of which the last one wins, and a traceback from the parser."""
+    path = tmp_path / "p.yaml"
+    path.write_bytes(content)
+    message = fault(path)
+    assert message.startswith(f"{path}: not valid YAML: ")
+    assert expected in message
+    assert message.endswith("; correct it there")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", ["", "3", "[1, 2]"])
+def test_yaml_that_is_no_mapping(tmp_path: Path, content: str) -> None:
+    """Catches a crash on an empty file or a bare value."""
+    path = tmp_path / "p.yaml"
+    path.write_text(content)
+    assert fault(path).startswith(f"{path}: top level: got ")
+
+
+def test_absent_file(tmp_path: Path) -> None:
+    """Catches a traceback where the file's name is wrong."""
+    path = tmp_path / "none.yaml"
+    expected = f"{path}: No such file or directory; name the parameter file with --params"
+    assert fault(path) == expected
+
+
+def test_config_is_frozen() -> None:
+    """Catches a section that a stage could change under another one."""
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(SHIPPED).beta = 1.0
+
+
+def test_config_imports_no_torch() -> None:
+    """Catches an import that makes reading parameters take seconds."""
+    code = "import sys, scorevae.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_config_holds_no_values() -> None:
+    """Catches a default: a hyper-parameter that DVC does not see."""
+    sections = set(sections_within(Config))
+    assert len(sections) > 10
+    found = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.is_required()
+    ]
+    assert found == []
+
+
+def sections_within(hint: object) -> Iterator[type[Section]]:
+    """A section and all sections that its fields, of whatever form, hold."""
+    if isinstance(hint, type) and issubclass(hint, Section):
+        yield hint
+        for field in hint.model_fields.values():
+            yield from sections_within(field.annotation)
+    for part in get_args(hint):
+        yield from sections_within(part)
+
+
+def test_put_reaches_nested_keys() -> None:
+    """Catches a test helper that changes nothing."""
+    tree = {"a": {"b": 1}}
+    put(tree, "a.b", 2)
+    assert tree == {"a": {"b": 2}}

@@ -1,0 +1,242 @@
+"""model: the trained networks as one object, with random weights and a few steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SHIPPED, tiny_config, write_encoder, write_prior, write_vae
+from torch import Tensor
+
+from scorevae.config import SamplingConfig, load_config
+from scorevae.errors import UserError
+from scorevae.model import DEFAULT_SAMPLING, ScoreVAE, VAEBaseline
+from scorevae.networks.vae import load_vae
+from scorevae.sampling import generate
+from scorevae.score import posterior_score
+
+STEPS = 3
+SAMPLERS = ["euler_maruyama", "ddim", "heun", "dpm_solver_pp", "predictor_corrector"]
+DETERMINISTIC = ["ddim", "heun", "dpm_solver_pp"]
+# Batches of another size may sum in another order: float64 rounding (2^-53) with room for a
+# thousand operations in sequence, each a hundredfold amplified by the four evaluations.
+ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def sampling(sampler: str = "ddim") -> SamplingConfig:
+    """A few steps."""
+    return SamplingConfig(sampler=sampler, grid="log_snr", steps=STEPS, corrector_snr=0.16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Prior and encoder with random weights in float64, as the training stages name them."""
+    torch.set_default_dtype(torch.float64)
+    write_prior(tmp_path / "prior.safetensors", tiny_config())
+    write_encoder(tmp_path / "encoder.safetensors", tiny_config())
+    return tmp_path
+
+
+def load(folder: Path, sampler: str = "ddim", batch: int = 500) -> ScoreVAE:
+    """The model on the CPU."""
+    return ScoreVAE.load(folder, device="cpu", sampling=sampling(sampler), batch=batch)
+
+
+def images(count: int = 5, seed: int = 0) -> Tensor:
+    """Random images in [0, 1]."""
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def latents(count: int = 5) -> Tensor:
+    """Random latents."""
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_shapes(folder: Path, sampler: str) -> None:
+    """Catches a sampler, or a last incomplete batch, that the model cannot run."""
+    model = load(folder, sampler, batch=2)
+    q = model.encode(images())
+    assert q.mean.shape == q.log_variance.shape == (5, 4)
+    drawn = [
+        model.decode(q.mean),
+        model.reconstruct(images()),
+        model.sample(5),
+        model.sample_prior(5),
+    ]
+    for x in drawn:
+        assert x.shape == (5, 1, 8, 8)
+        assert torch.isfinite(x).all()
+        assert not x.requires_grad
+    assert model.interpolate(images(2), images(2, seed=1), 3).shape == (2, 3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
+def test_batch_size_changes_nothing(folder: Path, sampler: str) -> None:
+    """Catches noise or latents that are given to the wrong image of a later batch."""
+    whole, parts = load(folder, sampler), load(folder, sampler, batch=2)
+    torch.testing.assert_close(parts.encode(images()), whole.encode(images()), **ROUNDING)
+    z = latents()
+    torch.testing.assert_close(parts.decode(z), whole.decode(z), **ROUNDING)
+    torch.testing.assert_close(parts.sample_prior(5), whole.sample_prior(5), **ROUNDING)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_seed_determines_the_result(folder: Path, sampler: str) -> None:
+    """Catches noise of the global generator, and a seed without effect."""
+    model = load(folder, sampler, batch=2)
+    for draw in (model.sample, model.sample_prior):
+        first = draw(3, seed=1)
+        torch.manual_seed(99)
+        assert torch.equal(draw(3, seed=1), first)
+        assert not torch.equal(draw(3, seed=2), first)
+
+
+def test_batches_draw_their_own_noise(folder: Path) -> None:
+    """Catches a stochastic sampler that repeats its noise in each batch."""
+    model = load(folder, "euler_maruyama", batch=1)
+    x_1 = torch.zeros(2, 1, 8, 8)
+    first, second = model.decode(latents(1).expand(2, -1), x_1=x_1)
+    assert not torch.allclose(first, second)
+
+
+def test_decode_is_the_posterior_score(folder: Path) -> None:
+    """Catches Bayes' rule, the scale of x_1 or the range of images lost on the way."""
+    model, z, x_1 = load(folder), latents(), images() - 0.5
+    score = posterior_score(model._prior_score, model._encoder, z, guidance=2.0)
+    expected = (generate(score, model.sde, x_1, sampling()) + 1) / 2
+    torch.testing.assert_close(model.decode(z, guidance=2.0, x_1=x_1), expected, **ROUNDING)
+    assert not torch.allclose(model.decode(z, x_1=x_1), expected)
+
+
+def test_variance_exploding_starts_at_its_width(tmp_path: Path) -> None:
+    """Catches standard normal noise as the start where the process ends at σ_max."""
+    config = tiny_config(**{"sde.kind": "ve"})
+    write_prior(tmp_path / "prior.safetensors", config)
+    write_encoder(tmp_path / "encoder.safetensors", config)
+    model = ScoreVAE.load(tmp_path, device="cpu", sampling=sampling())
+    starts = []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        starts.append(x)
+        return -x
+
+    model._prior_score = score
+    x_1 = images()
+    model.decode(latents(), guidance=0.0, x_1=x_1)
+    torch.testing.assert_close(starts[0], 50 * x_1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_guidance_is_the_prior(folder: Path, sampler: str) -> None:
+    """Catches another x_1, or a latent that still acts, where guidance is zero."""
+    model = load(folder, sampler, batch=2)
+    assert torch.equal(model.decode(latents(), guidance=0, seed=7), model.sample_prior(5, seed=7))
+
+
+def test_reconstruct_decodes_the_mean(folder: Path) -> None:
+    """Catches a sampled z, or a seed or guidance that is not handed on."""
+    model = load(folder)
+    expected = model.decode(model.encode(images()).mean, guidance=2.0, seed=3)
+    assert torch.equal(model.reconstruct(images(), guidance=2.0, seed=3), expected)
+
+
+def test_encode_is_the_encoder_at_time_zero(folder: Path) -> None:
+    """Catches images given in [0, 1], or another time."""
+    model = load(folder)
+    expected = model._encoder(2 * images() - 1, torch.zeros(5))
+    torch.testing.assert_close(model.encode(images()), expected, **ROUNDING)
+
+
+def test_interpolation_begins_and_ends_at_the_images(folder: Path) -> None:
+    """Catches a line in the wrong direction, pairs mixed up, or noise that changes along it."""
+    model = load(folder)
+    first, second = images(2), images(2, seed=1)
+    lines = model.interpolate(first, second, 3, seed=5)
+    z = [model.encode(x).mean for x in (first, second)]
+    # reconstruct draws the same x_1 for the first two images
+    between = model.decode((z[0] + z[1]) / 2, seed=5)
+    torch.testing.assert_close(lines[:, 0], model.reconstruct(first, seed=5), **ROUNDING)
+    torch.testing.assert_close(lines[:, 1], between, **ROUNDING)
+    torch.testing.assert_close(lines[:, 2], model.reconstruct(second, seed=5), **ROUNDING)
+
+
+def test_report_counts_images(folder: Path) -> None:
+    """Catches a progress bar that counts batches or overshoots."""
+    done = []
+    load(folder, batch=2).decode(latents(), report=done.append)
+    assert done == [2, 4, 5]
+
+
+def test_log_determinant_follows_the_encoder(folder: Path) -> None:
+    """Catches a score that is not the one the encoder was trained to give."""
+    full = load(folder).decode(latents())
+    config = tiny_config(**{"objective.log_determinant": "dropped"})
+    write_encoder(folder / "encoder.safetensors", config)
+    assert not torch.allclose(load(folder).decode(latents()), full)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"sde.t_min": 2e-3}, "sde"), ({"sde.kind": "ve"}, "sde"), ({"image.size": 16}, "image")],
+)
+def test_networks_that_do_not_fit(folder: Path, changes: dict, name: str) -> None:
+    """Catches Bayes' rule applied to scores of two processes or image spaces."""
+    changes = {k.replace("image", "presets.digits.data.image"): v for k, v in changes.items()}
+    write_encoder(folder / "encoder.safetensors", tiny_config(**changes))
+    expected = rf"the encoder's {name} is \(.*\), the prior's \(.*\); train the encoder with this"
+    with pytest.raises(UserError, match=expected):
+        load(folder)
+
+
+def test_missing_file(folder: Path) -> None:
+    """Catches a folder without an encoder that fails with a traceback."""
+    (folder / "encoder.safetensors").unlink()
+    with pytest.raises(UserError, match=r"encoder.safetensors: no such file"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.zeros(2, 1, 8, 9), r"shape \(2, 1, 8, 9\); give \(count, 1, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\); give \(count, 1, 8, 8\)"),
+        (torch.full((2, 1, 8, 8), -0.5), r"values from -0.5 to -0.5; scale to \[0, 1\]"),
+        (torch.full((2, 1, 8, 8), 255.0), r"values from 255 to 255; scale to \[0, 1\]"),
+    ],
+)
+def test_wrong_images(folder: Path, given: Tensor, expected: str) -> None:
+    """Catches images of another data set or range that are encoded to nonsense."""
+    with pytest.raises(UserError, match=expected):
+        load(folder).encode(given)
+
+
+def test_wrong_latents_and_noise(folder: Path) -> None:
+    """Catches latents of another model and noise that is broadcast."""
+    model = load(folder)
+    with pytest.raises(UserError, match=r"z has shape \(5, 3\); give \(count, 4\)"):
+        model.decode(torch.zeros(5, 3))
+    with pytest.raises(UserError, match=r"x_1 has shape \(5, 1, 8, 9\); give \(5, 1, 8, 8\)"):
+        model.decode(latents(), x_1=torch.zeros(5, 1, 8, 9))
+
+
+def test_default_sampling_is_the_shipped_one() -> None:
+    """Catches a library that draws otherwise than the stage reconstruct."""
+    shipped = load_config(SHIPPED).reconstruct
+    names = SamplingConfig.model_fields
+    assert DEFAULT_SAMPLING.model_dump() == {name: getattr(shipped, name) for name in names}
+
+
+@pytest.mark.parametrize("kind", ["resnet", "conv"])
+def test_vae_baseline(tmp_path: Path, kind: str) -> None:
+    """Catches a sampled z, ranges mixed up, or lost images in the baseline."""
+    torch.set_default_dtype(torch.float64)
+    config = tiny_config(**{"presets.digits.encoder.network.kind": kind})
+    network = write_vae(tmp_path / "vae", config)
+    x, posterior = VAEBaseline(load_vae(tmp_path / "vae"), device="cpu", batch=2).reconstruct(
+        images()
+    )
+    with torch.no_grad():
+        expected = network.encoder(2 * images() - 1, torch.zeros(5))
+        decoded = (network.decoder(expected.mean) + 1) / 2
+    torch.testing.assert_close(posterior, expected, **ROUNDING)
+    torch.testing.assert_close(x, decoded, **ROUNDING)

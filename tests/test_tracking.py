@@ -1,0 +1,235 @@
+"""tracking: what MLflow shows, and that nothing it does stops a training."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tiny import tiny_config
+
+from scorevae import tracking
+from scorevae.files import sha256
+from scorevae.tracking import flatten, track
+
+pytestmark = pytest.mark.usefixtures("dvc_root")
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to create."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def client(empty_database: Path, dvc_root: Path) -> MlflowClient:
+    """A look at this test's own database, which is where tracking writes by default."""
+    shutil.copy(empty_database, dvc_root / "mlflow.db")
+    return MlflowClient(tracking_uri=f"sqlite:///{dvc_root / 'mlflow.db'}")
+
+
+def runs(client: MlflowClient) -> list[Run]:
+    """All runs, oldest first."""
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
+
+
+def parents(client: MlflowClient) -> list[Run]:
+    """The runs of whole executions."""
+    return [run for run in runs(client) if tracking.PARENT_TAG in run.data.tags]
+
+
+def child(client: MlflowClient, stage: str) -> Run:
+    """The run of one stage."""
+    (found,) = [run for run in runs(client) if run.data.tags.get("stage") == stage]
+    return found
+
+
+def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
+    """Catches curves without steps, lost artifacts, and weights that cannot be traced."""
+    weights, curve = dvc_root / "prior.safetensors", dvc_root / "prior.csv"
+    weights.write_text("weights")
+    curve.write_text("step,loss\n")
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(2, {"loss": 0.5, "test_loss": 0.75}, prefix="prior/")
+        tracker.record(4, {"loss": 0.25}, prefix="prior/")
+        tracker.weights("wrote", weights)
+        tracker.weights("read", curve)
+        tracker.artifact(curve)
+        tracker.artifact(dvc_root / "prior.csv", "folder")
+    run = child(client, "train_prior")
+    (parent,) = parents(client)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "train_prior")
+    tags = run.data.tags
+    assert tags["mlflow.parentRunId"] == parent.info.run_id
+    assert tags["mlflow.source.git.commit"] == tracking._git_commit()
+    assert tags["sha256.wrote.prior"] == sha256(weights)
+    assert tags["sha256.read.prior"] == sha256(curve)
+    points = client.get_metric_history(run.info.run_id, "prior/loss")
+    assert [(p.step, p.value) for p in points] == [(2, 0.5), (4, 0.25)]
+    assert run.data.metrics["prior/test_loss"] == 0.75
+    artifacts = [f.path for f in client.list_artifacts(run.info.run_id)]
+    assert artifacts == ["folder", "prior.csv"]
+
+
+def test_parent_holds_the_parameters(client: MlflowClient) -> None:
+    """Catches parameters of presets that were not used, and of nested keys lost."""
+    config = tiny_config(beta=0.02)
+    with track("download", config):
+        pass
+    (parent,) = parents(client)
+    found = parent.data.params
+    assert found["beta"] == "0.02"
+    assert found["sde.kind"] == "vp"
+    assert found["presets.digits.prior.network.channels"] == "[8, 16]"
+    other = config.model_copy(update={"presets": config.presets | {"other": config.selected}})
+    assert flatten(tracking._resolved(other)) == found
+    assert parent.info.status == "RUNNING"
+
+
+def test_stages_share_their_parent(client: MlflowClient) -> None:
+    """Catches a parent for each stage, and one parent for different parameters."""
+    for stage in ("download", "train_prior"):
+        with track(stage, tiny_config()):
+            pass
+    (parent,) = parents(client)
+    children = [child(client, stage) for stage in ("download", "train_prior")]
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
+    with track("evaluate", tiny_config(beta=0.02)):
+        pass
+    assert len(parents(client)) == 2
+
+
+def test_headline_ends_the_parent(client: MlflowClient, dvc_root: Path) -> None:
+    """Catches a comparison page without results, and a parent that runs for ever."""
+    figure = dvc_root / "comparison.png"
+    figure.write_text("picture")
+    numbers = {"scorevae.l2": 1.5, "vae.active_units": 4.0}
+    with track("evaluate", tiny_config()) as tracker:
+        tracker.headline(numbers, [figure])
+    (parent,) = parents(client)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == numbers
+    found = client.list_artifacts(parent.info.run_id, "figures")
+    assert [f.path for f in found] == ["figures/comparison.png"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_is_recorded(client: MlflowClient, error: type[BaseException]) -> None:
+    """Catches a failed stage shown as finished, and an exception swallowed by the tracker."""
+    with pytest.raises(error), track("train_prior", tiny_config()):
+        raise error
+    assert child(client, "train_prior").info.status == "FAILED"
+    (parent,) = parents(client)
+    assert parent.info.status == "FAILED"
+
+
+def test_a_failed_execution_goes_on(client: MlflowClient) -> None:
+    """Catches a second parent, or one that stays FAILED, after `dvc repro` is run again."""
+    with pytest.raises(ValueError, match="stop"), track("train_prior", tiny_config()):
+        raise ValueError("stop")
+    with track("train_prior", tiny_config()):
+        pass
+    (parent,) = parents(client)
+    assert parent.info.status == "RUNNING"
+
+
+def test_experiment_name_names_the_parent(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches runs that cannot be found by the name that `dvc exp show` prints."""
+    for name in ("grave-fate", "calm-owl", "grave-fate"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        with track("download", tiny_config()):
+            pass
+    assert [run.info.run_name for run in parents(client)] == ["grave-fate", "calm-owl"]
+
+
+def test_artifacts_lie_in_the_repository(
+    client: MlflowClient, dvc_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Catches artifacts in the temporary copy of `dvc exp run --temp`, which is deleted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("copy"))
+        with track("download", tiny_config()):
+            pass
+        assert list(Path().iterdir()) == []
+    location = client.get_experiment_by_name(tracking.EXPERIMENT).artifact_location
+    assert location == (dvc_root / "mlartifacts").as_uri()
+
+
+def test_default_database_lies_in_the_repository(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches another place than DVC_ROOT/mlflow.db when nothing is set."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with track("download", tiny_config()):
+        pass
+    assert len(parents(client)) == 1
+
+
+def test_dead_server_costs_a_warning(
+    dvc_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a training that ends because its tracking server does not answer."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(1, {"loss": 1.0})
+        tracker.artifact(dvc_root / "absent")
+        tracker.weights("read", dvc_root / "absent")
+        tracker.headline({"l2": 1.0}, [])
+    lines = capsys.readouterr().err.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: MLflow tracking stopped (")]
+    assert len(warnings) == 1
+    assert warnings[0].endswith("the files in results/ hold every number")
+
+
+def test_failing_call_stops_tracking_only(
+    client: MlflowClient, dvc_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an exception of the background thread that reaches the stage."""
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.artifact(dvc_root / "absent")
+        tracker.record(1, {"loss": 1.0})
+    assert capsys.readouterr().err.count("warning: MLflow tracking stopped") == 1
+    assert child(client, "train_prior").data.metrics == {}
+
+
+def test_block_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a stage that starts, records or ends only once the server answers.
+
+    The session is opened only after the block is over: waiting for it would never end.
+    """
+    released = threading.Event()
+    ended = threading.Event()
+
+    def slow(stage: str, config: object) -> None:
+        released.wait()
+        ended.set()
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(tracking, "_Session", slow)
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(1, {"loss": 1.0})
+    assert "no answer within 0 s at the end" in capsys.readouterr().err
+    released.set()
+    assert ended.wait(60)
+
+
+def test_flatten() -> None:
+    """Catches lost levels, and lists taken apart."""
+    tree = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}}
+    assert flatten(tree) == {"a": "1", "b.c": "[1, 2]", "b.d.e": "None"}
+
+
+def test_commit_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a stage that fails in an unpacked archive without Git."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert tracking._git_commit() == "unknown"

@@ -1,0 +1,454 @@
+"""training: the loop resumes bit for bit, averages, clips, and survives bad steps."""
+
+import copy
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from scorevae import training
+from scorevae.config import TrainingConfig
+from scorevae.errors import UserError
+from scorevae.randomness import global_seed
+from scorevae.training import average, fit, learning_rate
+
+STEPS = 7
+Rows = list[tuple[int, dict[str, float]]]
+
+
+class Memory:
+    """A State that keeps copies, as files would."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] | None = None
+
+    def load(self) -> dict[str, Any] | None:
+        return copy.deepcopy(self.saved)
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.saved = copy.deepcopy(state)
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    """On the CPU, where results are the same to the bit."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def settings(**changes: Any) -> TrainingConfig:  # noqa: ANN401 (any value)
+    """A few steps of everything that the loop does."""
+    values = {
+        "batch": 8,
+        "steps": STEPS,
+        "learning_rate": 0.05,
+        "schedule": "cosine",
+        "warmup": 2,
+        "clip": 1.0,
+        "ema": 0.5,
+        "precision": "no",
+        "log_every": 2,
+        "validate_every": 3,
+    }
+    return TrainingConfig(**values | changes)
+
+
+def network() -> nn.Module:
+    """Dropout included, to see where its randomness comes from; the same weights every time."""
+    with global_seed(0, "weights"):
+        return nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Dropout(0.5), nn.Linear(8, 1))
+
+
+def batches(step: int) -> Tensor:
+    """Eight rows that follow from the step."""
+    return torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+
+
+def noisy_square(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Regression of the row's sum from a noisy row: uses both sources of randomness."""
+    noise = torch.randn(x.shape, generator=generator)
+    error = (module(x + 0.1 * noise)[:, 0] - x.sum(dim=1)) ** 2
+    return {"loss": error, "size": error.detach().sqrt()}
+
+
+class Run:
+    """Everything observable of one call of fit."""
+
+    def __init__(self, accelerator: Accelerator, **given: Any) -> None:  # noqa: ANN401
+        self.module = given.get("module") or network()
+        self.state = given.get("state") or Memory()
+        self.rows: Rows = []
+        self._arguments = {
+            "objective": given.get("objective", noisy_square),
+            "batches": given.get("batches", batches),
+            "settings": settings(**given.get("changes", {})),
+            "seed": given.get("seed", 1),
+            "name": "test/run",
+            "record": lambda step, numbers: self.rows.append((step, numbers)),
+            "validate": given.get("validate", lambda module: {"test_loss": 1.0}),
+            "state": self.state,
+            "accelerator": accelerator,
+        }
+
+    def go(self) -> nn.Module:
+        return fit(self.module, **self._arguments)
+
+    def numbers(self) -> Rows:
+        """What was recorded, but for the time it took."""
+        return [(s, {k: v for k, v in row.items() if k != "seconds"}) for s, row in self.rows]
+
+
+def assert_same(first: object, second: object) -> None:
+    """Equality to the bit, tensors included."""
+    torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def stopping_at(step: int, stop: Callable[[], None]) -> training.Objective:
+    """The usual objective, which calls ``stop`` at its ``step``-th evaluation."""
+    calls = iter(range(1000))
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if next(calls) == step:
+            stop()
+        return noisy_square(module, x, generator)
+
+    return objective
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_overfits_a_batch(accelerator: Accelerator) -> None:
+    """Catches a wrong sign, a lost optimizer step, or an average of the initial weights.
+
+    The problem is convex and solved exactly by the weights (1, 1, 1), so any descent that works
+    ends orders of magnitude under the loss of the initial weights.
+    """
+    linear = nn.Linear(3, 1)
+    before = noisy_loss_free(linear)
+    changes = {"steps": 400, "warmup": 10, "clip": 100.0, "ema": 0.9, "log_every": 400}
+    run = Run(
+        accelerator,
+        module=linear,
+        batches=lambda step: batches(0),
+        objective=lambda m, x, g: {"loss": (m(x)[:, 0] - x.sum(dim=1)) ** 2},
+        changes=changes,
+    )
+    assert noisy_loss_free(run.go()) < 1e-3 * before
+
+
+def noisy_loss_free(module: nn.Module) -> float:
+    """The noise-free error on the first batch."""
+    with torch.no_grad():
+        x = batches(0)
+        return ((module(x)[:, 0] - x.sum(dim=1)) ** 2).mean().item()
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_resumed_equals_uninterrupted(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Catches anything not restored: weights, Adam, EMA, step, sums of the log, randomness."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)  # after every step
+    whole = Run(accelerator)
+    expected = whole.go()
+    cut = Run(accelerator, objective=stopping_at(step, interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cut.go()
+    again = Run(accelerator, state=cut.state)
+    assert_same(again.go().state_dict(), expected.state_dict())
+    assert_same(again.module.state_dict(), whole.module.state_dict())
+    for part in ("optimizer", "averaged"):
+        assert_same(again.state.saved[part], whole.state.saved[part])
+    assert_same(again.numbers(), whole.numbers())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_stops(accelerator: Accelerator, number: signal.Signals) -> None:
+    """Catches a run that dies unsaved, goes on after the signal, or keeps the handlers."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    cut = Run(accelerator, objective=stopping_at(3, lambda: os.kill(os.getpid(), number)))
+    with pytest.raises(KeyboardInterrupt, match="test/run: state saved after step 4"):
+        cut.go()
+    assert cut.state.saved["step"] == 4
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    whole = Run(accelerator)
+    expected = whole.go()
+    again = Run(accelerator, state=cut.state)
+    assert_same(again.go().state_dict(), expected.state_dict())
+    assert_same(again.numbers(), whole.numbers())
+
+
+def test_finished_state_only_returns_the_result(accelerator: Accelerator) -> None:
+    """Catches a step too many when a stage is killed between training and writing."""
+    run = Run(accelerator)
+    expected = run.go()
+    again = Run(accelerator, state=run.state, objective=stopping_at(0, interrupt))
+    assert_same(again.go().state_dict(), expected.state_dict())
+    assert again.numbers() == run.numbers()
+
+
+def test_seconds_go_on_after_resuming(accelerator: Accelerator) -> None:
+    """Catches a clock that starts at zero again in every session."""
+    run = Run(accelerator)
+    run.go()
+    run.state.saved["log"]["seconds"] = 1000.0
+    run.state.saved["step"] = STEPS - 1
+    again = Run(accelerator, state=run.state)
+    again.go()
+    assert again.rows[-1][1]["seconds"] >= 1000
+
+
+def test_recorded_rows(accelerator: Accelerator) -> None:
+    """Catches a log of one step in place of the mean, and records at the wrong steps."""
+    every = Run(accelerator, changes={"log_every": 1})
+    every.go()
+    run = Run(accelerator)
+    run.go()
+    losses = {step: row["loss"] for step, row in every.numbers() if "loss" in row}
+    assert [s for s, row in run.rows if "loss" in row] == [2, 4, 6]
+    assert [s for s, row in run.rows if "test_loss" in row] == [3, 6, 7]
+    for step, row in run.numbers():
+        if "loss" in row:
+            assert set(row) == {"loss", "size", "gradient_norm"}
+            # a sum of two float32 numbers: one rounding
+            mean = (losses[step - 1] + losses[step]) / 2
+            assert row["loss"] == pytest.approx(mean, rel=2**-23)
+
+
+def test_validation_sees_the_average_in_evaluation_mode(accelerator: Accelerator) -> None:
+    """Catches validation of the raw weights, with dropout, or a training left in eval mode."""
+    seen = []
+
+    def validate(module: nn.Module) -> dict[str, float]:
+        seen.append((copy.deepcopy(module.state_dict()), module.training))
+        return {}
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        assert module.training
+        return noisy_square(module, x, generator)
+
+    run = Run(accelerator, validate=validate, objective=objective)
+    result = run.go()
+    assert [training for _, training in seen] == [False] * 3
+    assert_same(seen[-1][0], result.state_dict())
+    assert not torch.equal(seen[-1][0]["0.weight"], run.module.state_dict()["0.weight"])
+
+
+def test_average_is_its_closed_form() -> None:
+    """Catches another decay, one applied an update late, or the initial weights in the mean.
+
+    E_1 = w_1, then E_{n+1} = d_n E_n + (1 − d_n) w_{n+1} with d_n = min(0.3, (1 + n)/(10 + n)),
+    so that both branches of the minimum are used (n = 1, 2 grow; from 3 on constant).
+    """
+    values = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    module = nn.Linear(1, 1, bias=False).double()
+    averaged = average(module, 0.3)
+    expected = values[0]
+    for n, value in enumerate(values):
+        nn.init.constant_(module.weight, value.item())
+        averaged.update_parameters(module)
+        if n > 0:
+            decay = min(0.3, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * value
+        # float64, at most four roundings of numbers below 4 in each of eight updates
+        assert abs(averaged.module.weight.item() - expected.item()) < 8 * 4 * 4 * 2**-53
+
+
+def test_no_average_returns_the_trained_weights(accelerator: Accelerator) -> None:
+    """Catches an average that is not updated at every step (ema 0 is the last weights)."""
+    run = Run(accelerator, changes={"ema": 0.0})
+    assert_same(run.go().state_dict(), run.module.state_dict())
+
+
+def test_learning_rate() -> None:
+    """Catches a warm-up that starts at zero or overshoots, and a cosine that ends elsewhere."""
+    s = settings(steps=10, warmup=4, learning_rate=1.0)
+    rates = [learning_rate(s, step) for step in range(11)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(7)]
+    assert rates[4:] == pytest.approx(cosine, abs=1e-15)  # values in [0, 1], float64
+    assert rates[10] == pytest.approx(0, abs=1e-15)
+    constant = settings(steps=10, warmup=4, learning_rate=1.0, schedule="constant")
+    assert [learning_rate(constant, step) for step in range(3, 11)] == [1.0] * 8
+    assert learning_rate(settings(steps=2, warmup=0, learning_rate=1.0), 0) == 1.0
+
+
+def test_learning_rate_is_used(accelerator: Accelerator) -> None:
+    """Catches a schedule that never reaches the optimizer.
+
+    Adam's first step moves every weight by the learning rate, up to eps over the gradient.
+    """
+    linear = nn.Linear(3, 1, bias=False)
+    before = linear.weight.detach().clone()
+    run = Run(
+        accelerator,
+        module=linear,
+        objective=lambda m, x, g: {"loss": m(torch.ones_like(x))[:, 0]},  # gradient 1
+        changes={"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0},
+    )
+    run.go()
+    moved = before - linear.weight.detach()
+    # eps is 1e-8 beside a gradient of 1; rounding of weights below 1 to 2^-24
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-6, atol=2**-22)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_clipping(accelerator: Accelerator, scale: float) -> None:
+    """Catches clipping by value, not at all, or of gradients that are small enough.
+
+    Adam's first moment after one step is a tenth of the gradient that it was given.
+    """
+    direction = torch.tensor([[3.0, 4.0]])
+    run = Run(
+        accelerator,
+        module=nn.Linear(2, 1, bias=False),
+        batches=lambda step: direction,
+        objective=lambda m, x, g: {"loss": scale * m(x)[:, 0]},
+        changes={"steps": 1, "clip": 2.0, "log_every": 1},
+    )
+    run.go()
+    given = 10 * run.state.saved["optimizer"]["state"][0]["exp_avg"]
+    length = min(5 * scale, 2.0)
+    # torch divides by norm + 1e-6; the rest is float32 rounding
+    torch.testing.assert_close(given, length * direction / 5, rtol=1e-6, atol=0)
+    assert run.rows[0][1]["gradient_norm"] == pytest.approx(5 * scale, rel=1e-6)
+
+
+def failing_from(step: int, until: int) -> training.Objective:
+    """The usual objective with a gradient that is not a number from one evaluation to another."""
+    calls = iter(range(1000))
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        losses = noisy_square(module, x, generator)
+        factor = math.nan if step <= next(calls) < until else 1.0
+        return losses | {"loss": factor * losses["loss"]}
+
+    return objective
+
+
+def test_bad_step_is_skipped(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a NaN that enters the weights, Adam or the average, or ends the run at once.
+
+    A skipped step is one that leaves no trace: runs ending before and with it are equal.
+    """
+    shared = {"schedule": "constant"}
+    short = Run(accelerator, changes=shared | {"steps": 4})
+    long = Run(accelerator, changes=shared | {"steps": 5}, objective=failing_from(4, 5))
+    assert_same(long.go().state_dict(), short.go().state_dict())
+    for part in ("module", "optimizer", "averaged"):
+        assert_same(long.state.saved[part], short.state.saved[part])
+    on = Run(accelerator, objective=failing_from(2, 4)).go()
+    assert all(torch.isfinite(p).all() for p in on.parameters())
+
+
+def test_many_bad_steps_end_the_run(accelerator: Accelerator) -> None:
+    """Catches an endless run of skipped steps, and a message that does not help."""
+    changes = {"steps": 100, "schedule": "constant"}
+    run = Run(accelerator, changes=changes, objective=failing_from(2, 1000))
+    last = 2 + training.MAX_SKIPPED - 1
+    expected = (
+        rf"step {last}: .* {training.MAX_SKIPPED} steps in a row \(loss nan, size \d.*, learning "
+        r"rate 0.05\); lower learning_rate"
+    )
+    with pytest.raises(UserError, match=expected):
+        run.go()
+    assert all(torch.isfinite(p).all() for p in run.module.parameters())
+
+
+def test_bad_steps_must_be_in_a_row(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a counter that is never set back."""
+    monkeypatch.setattr(training, "MAX_SKIPPED", 2)
+    calls = iter(range(1000))
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        factor = math.nan if next(calls) % 2 else 1.0
+        return {"loss": factor * noisy_square(module, x, generator)["loss"]}
+
+    Run(accelerator, objective=objective).go()
+
+
+def test_frozen_module_stays_as_it_was(accelerator: Accelerator) -> None:
+    """Catches training of the prior or the teacher that an objective uses."""
+    frozen = network().eval().requires_grad_(False)
+    before = copy.deepcopy(frozen.state_dict())
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": ((module(x) - frozen(x)) ** 2).flatten()}
+
+    run = Run(accelerator, objective=objective)
+    run.go()
+    assert_same(frozen.state_dict(), before)
+    assert not frozen.training
+    assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
+    assert not torch.equal(run.module[0].weight, network()[0].weight)
+
+
+def test_randomness_follows_from_the_seed(accelerator: Accelerator) -> None:
+    """Catches dropout or noise drawn from the global state, and a seed without effect."""
+    results = []
+    for seed, disturbance in ((1, 10), (1, 11), (2, 10)):
+        torch.manual_seed(disturbance)
+        results.append(Run(accelerator, seed=seed).go().state_dict())
+    assert_same(results[0], results[1])
+    assert not torch.equal(results[0]["0.weight"], results[2]["0.weight"])
+
+
+def test_every_step_has_its_own_randomness(accelerator: Accelerator) -> None:
+    """Catches the same units dropped, or the same noise and times drawn, in every step."""
+    drawn = []
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn.append((torch.rand(()).item(), torch.rand((), generator=generator).item()))
+        return noisy_square(module, x, generator)
+
+    Run(accelerator, objective=objective).go()
+    assert len({number for pair in drawn for number in pair}) == 2 * STEPS
+
+
+def test_global_randomness_is_left_alone(accelerator: Accelerator) -> None:
+    """Catches a training stage that changes what the caller draws afterwards."""
+    before = torch.get_rng_state()
+    with global_seed(1, "test"):
+        Run(accelerator).go()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bf16(accelerator: Accelerator) -> None:
+    """Catches a precision without effect, and weights or losses kept in bfloat16."""
+    seen = set()
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        seen.add(module(x).dtype)
+        return noisy_square(module, x, generator)
+
+    run = Run(accelerator, changes={"precision": "bf16"}, objective=objective)
+    result = run.go()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in result.parameters()} == {torch.float32}
+    assert all(math.isfinite(value) for _, row in run.rows for value in row.values())
+
+
+def test_result_is_frozen(accelerator: Accelerator) -> None:
+    """Catches a result that drops units or collects gradients in the next stage."""
+    result = Run(accelerator).go()
+    assert not result.training
+    assert not any(p.requires_grad for p in result.parameters())
+
+
+def test_no_steps_return_the_initial_weights(accelerator: Accelerator) -> None:
+    """Catches a crash with `steps: 0`, which skips the warm start."""
+    run = Run(accelerator, changes={"steps": 0})
+    assert_same(run.go().state_dict(), network().state_dict())
+    assert run.rows == []
