@@ -1,0 +1,202 @@
+"""The graph in dvc.yaml: what it states, and what DVC makes of it in a real clone."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import tiny_params, write_params
+
+from scorevae.config import Config, Section, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = [
+    "download",
+    "train_prior",
+    "train_vae_baseline",
+    "train_encoder",
+    "reconstruct",
+    "evaluate",
+]
+
+# Not listed under deps on purpose: they change no result (config's values are tracked as params).
+NOT_DEPENDENCIES = {"config", "errors", "progress", "tracking"}
+
+
+def imported(path: Path) -> set[Path]:
+    """The package's modules that one file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    files = {ROOT / "src" / (name.replace(".", "/") + ".py") for name in names}
+    return {file for file in files if file.exists()}
+
+
+def closure(path: Path) -> set[str]:
+    """Everything that a stage imports, directly or not, as paths from the root."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        fresh = imported(waiting.pop()) - found
+        found |= fresh
+        waiting += fresh
+    return {str(file.relative_to(ROOT)) for file in found if file.stem not in NOT_DEPENDENCIES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_modules_that_the_stage_imports(stage: str) -> None:
+    """Catches an edit that would retrain needlessly, or would not retrain although it must."""
+    listed = {dep for dep in GRAPH["stages"][stage]["deps"] if dep.endswith(".py")}
+    assert listed == closure(ROOT / f"stages/{stage}.py") | {f"stages/{stage}.py"}
+
+
+def tracked(config: Config, key: str) -> object:
+    """The value of one dotted key of the configuration."""
+    value: object = config
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tracked_params_exist_and_cover_the_selector(stage: str) -> None:
+    """Catches a key of dvc.yaml that params.yaml does not have."""
+    config = load_config(ROOT / "params.yaml")
+    keys = [key.replace("${preset}", config.preset) for key in GRAPH["stages"][stage]["params"]]
+    assert "preset" in keys
+    for key in keys:
+        assert isinstance(tracked(config, key), Section | int | float | str)
+
+
+def test_every_parameter_is_tracked_by_some_stage() -> None:
+    """Catches a parameter whose change would run nothing."""
+    config = load_config(ROOT / "params.yaml")
+    keys = {k.replace("${preset}", "digits") for s in STAGES for k in GRAPH["stages"][s]["params"]}
+
+    def leaves(value: object, prefix: str) -> list[str]:
+        if isinstance(value, Section):
+            names = type(value).model_fields
+            return [x for n in names for x in leaves(getattr(value, n), f"{prefix}{n}.")]
+        return [prefix.rstrip(".")]
+
+    names = [
+        *leaves(config.selected, "presets.digits."),
+        *(n for field in Config.model_fields if field != "presets"
+          for n in leaves(getattr(config, field), f"{field}.")),
+    ]  # fmt: skip
+    untracked = {n for n in names if not any(n == k or n.startswith(f"{k}.") for k in keys)}
+    assert untracked == set()
+
+
+def test_every_output_is_declared_once_and_named_in_its_command() -> None:
+    """Catches two stages that write one file, and a path that the command does not know."""
+    outputs: list[str] = []
+    for stage in GRAPH["stages"].values():
+        declared = [name for out in stage["outs"] + stage.get("metrics", []) for name in out]
+        assert all(name in stage["cmd"] for name in declared)
+        outputs += declared
+    assert len(outputs) == len(set(outputs))
+
+
+def test_stages_take_paths_only_and_are_short() -> None:
+    """Catches a hyper-parameter that DVC would not see, and code that belongs in the library."""
+    for stage in STAGES:
+        source = (ROOT / f"stages/{stage}.py").read_text()
+        options = re.findall(r"@click\.option\([^\n]*", source)
+        assert options
+        assert all("type=PATH" in line or "path_type=Path" in line for line in options)
+
+
+class Clone:
+    """A clone of the working tree in which DVC runs tiny settings for real."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        python = Path(sys.executable).parent
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC", "GIT"))}
+        self.environment = environment | {
+            "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
+            self.environment[name] = "test"
+        for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+            self.environment[name] = "test@example.invalid"
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "tiny")
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages whose commands DVC started, in order."""
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    """The tracked files of the working tree, with tiny settings, committed, nothing cached."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs Git and a Git checkout: dvc exp run works on commits")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    write_params(tmp_path / "params.yaml", tiny_params())
+    clone = Clone(tmp_path)
+    clone.run("git", "init", "--quiet", "--initial-branch", "main")
+    clone.commit()
+    return clone
+
+
+@pytest.mark.slow
+def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
+    """Catches deps or params that rerun too much or too little, in a real clone."""
+    assert stages_run(clone.run("dvc", "repro")) == STAGES
+    clone.commit()
+    assert stages_run(clone.run("dvc", "repro")) == []
+    sweep = clone.run("dvc", "exp", "run", "--name", "swept", "-S", "beta=0.02")
+    assert stages_run(sweep) == ["train_vae_baseline", "train_encoder", "reconstruct", "evaluate"]
+    shown = clone.run("dvc", "exp", "show", "--csv")
+    assert "swept" in shown
+    assert "scorevae.l2" in shown
+    # MLflow holds one parent for each execution, with parameters and headline metrics.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=clone.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("scorevae")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = {r.data.params["beta"]: r for r in runs if "beta" in r.data.params}
+    assert set(parents) == {"0.01", "0.02"}
+    for parent in parents.values():
+        assert parent.info.status == "FINISHED"
+        assert "scorevae.l2" in parent.data.metrics
+    assert parents["0.02"].info.run_name == "swept"
+    swept = parents["0.02"].info.run_id
+    children = [r.info.run_name for r in runs if r.data.tags.get("mlflow.parentRunId") == swept]
+    assert sorted(children) == sorted(stages_run(sweep))
+    # An edit of a plot retrains nothing.
+    figures = clone.folder / "src/scorevae/figures.py"
+    figures.write_text(figures.read_text() + "\n# edited\n")
+    assert stages_run(clone.run("dvc", "repro")) == ["evaluate"]
