@@ -5,7 +5,7 @@ UV_VERSION := 0.13.9
 INSTALLED := .venv/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: repro test check ui lock clean
+.PHONY: repro test check ui docs lock clean
 
 repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 	$(RUN) dvc repro
@@ -21,6 +21,12 @@ check: $(INSTALLED)  ## lint, format, types
 ui: $(INSTALLED)  ## compare runs in the browser, on this machine only
 	$(RUN) mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+docs: repro  ## the figures and tables of the README, about ten minutes
+	cp results/figures/comparison.png results/figures/samples.png \
+		results/figures/prior_samples.png docs/
+	$(RUN) python benchmarks/sampler_steps.py
+	$(RUN) python benchmarks/warm_start.py
 
 lock: .venv/uv  ## resolve pyproject.toml anew for Python 3.11 to 3.13
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url \

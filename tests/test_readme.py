@@ -1,0 +1,65 @@
+"""The README's promises that a machine can keep."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny_models
+
+from scorevae.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a snippet that the interface has left behind."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    save_tiny_models(tmp_path / "models/digits")
+    with replacing(tmp_path / "data/digits") as folder:
+        folder.mkdir()
+        images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+        np.save(folder / "test_images.npy", images)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(compile(snippet, "README.md", "exec"), scope)
+    reconstructed = scope["reconstructed"]
+    assert isinstance(reconstructed, torch.Tensor)
+    assert reconstructed.shape == (8, 1, 8, 8)
+
+
+def test_named_files_exist() -> None:
+    """Catches a link, figure or module of the README that is not there."""
+    targets = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    modules = re.findall(r"^\| `([\w/]+\.py)`", README, re.MULTILINE)
+    assert targets
+    assert modules
+    for name in targets:
+        assert (ROOT / name).exists(), name
+    for name in modules:
+        assert (ROOT / "src/scorevae" / name).exists(), name
+
+
+def test_every_module_is_on_the_map() -> None:
+    """Catches a module that the README's map does not explain."""
+    package = ROOT / "src/scorevae"
+    mapped = set(re.findall(r"`([\w/]+\.py)`", README))
+    files = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.stem != "__init__"}
+    assert files <= mapped
+
+
+def cell(value: float | int | None) -> str:
+    """A metric as the README prints it."""
+    return "null" if value is None else f"{value:d}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def test_results_table_is_the_committed_run() -> None:
+    """Catches numbers in the README that results/metrics.json does not hold."""
+    numbers = json.loads((ROOT / "results/metrics.json").read_text())
+    rows = dict(re.findall(r"^\| (\w+) \| (\S+ \| \S+) \|$", README, re.MULTILINE))
+    for metric, value in numbers["scorevae"].items():
+        cells = [cell(v) for v in (value, numbers["vae"][metric])]
+        assert rows[metric] == " | ".join(cells), metric
