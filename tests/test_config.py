@@ -218,3 +218,22 @@ def test_put_reaches_nested_keys() -> None:
     tree = {"a": {"b": 1}}
     put(tree, "a.b", 2)
     assert tree == {"a": {"b": 2}}
+
+
+@pytest.mark.parametrize("written", ['"no"', "no"])
+def test_no_is_a_word(tmp_path: Path, written: str) -> None:
+    """Catches YAML 1.1, where the unquoted no that dvc exp run -S leaves behind is false."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert 'precision: "no"' in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace('precision: "no"', f"precision: {written}"), encoding="utf-8")
+    assert load_config(path) == load_config(SHIPPED)
+
+
+def test_true_is_no_number(tmp_path: Path) -> None:
+    """Catches true taken for 1."""
+    path = tmp_path / "params.yaml"
+    text = SHIPPED.read_text(encoding="utf-8").replace("seed: 0 ", "seed: true ")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="seed: got True"):
+        load_config(path)
