@@ -29,7 +29,7 @@ docs: repro  ## the figures and tables of the README, about ten minutes
 	$(RUN) python benchmarks/warm_start.py
 
 lock: .venv/uv  ## resolve pyproject.toml anew for Python 3.11 to 3.13
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate \
 		--no-header --upgrade --python-version 3.11 --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and caches; data, models and results stay
