@@ -12,7 +12,7 @@ from scorevae.config import Section, parse
 from scorevae.errors import UserError
 from scorevae.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Header(Section):

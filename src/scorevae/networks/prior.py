@@ -12,7 +12,7 @@ from scorevae.checkpoint import Header, load_weights, read_header
 from scorevae.config import ImageConfig, SDEConfig, UNetConfig
 from scorevae.errors import UserError
 from scorevae.networks.time import noise_level, unit_scale
-from scorevae.sde import SDE, Times, build_sde
+from scorevae.sde import SDE, Times, build_sde, over
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -21,11 +21,16 @@ class PriorUNet(nn.Module):
     """ε_p(x_t, t): diffusers' ``UNet2DModel`` of Ho et al. 2020 behind (x_t, t).
 
     The U-Net reads the noise level (linear in log-SNR, 0 to 1000) in place of the DDPM index.
+    With ``output: noise`` it gives ε_p, as in the paper. With ``output: velocity`` it gives
+    v = α ε − σ x_0 (Salimans & Ho 2022, arXiv 2202.00512, appendix D) of x_t at unit scale, and
+    ε_p = σ x_t + α v: its errors in x̂_0 are then multiplied by σ, not by σ/α, which is 150 at
+    t = 1 of the paper's process.
     """
 
     def __init__(self, image: ImageConfig, settings: UNetConfig, sde: SDE) -> None:
         super().__init__()
         self.sde = sde
+        self.output = settings.output
         levels = len(settings.channels)
         sides = [image.size // 2**level for level in range(levels)]
         if image.size % 2 ** (levels - 1):
@@ -51,7 +56,11 @@ class PriorUNet(nn.Module):
         """Predict the noise of x_t; t has shape () or (batch,)."""
         level = noise_level(self.sde, t)
         scaled = unit_scale(self.sde, x_t, t)
-        return self.unet(scaled, level.to(torch.float32), return_dict=False)[0]
+        output = self.unet(scaled, level.to(torch.float32), return_dict=False)[0]
+        if self.output == "noise":
+            return output
+        alpha, sigma = (over(part, x_t) for part in self.sde.marginal(t))
+        return (sigma * scaled + alpha * output) / torch.sqrt(alpha**2 + sigma**2)
 
 
 class PriorHeader(Header):

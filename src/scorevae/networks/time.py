@@ -28,6 +28,12 @@ def unit_scale(sde: SDE, x_t: Data, t: Times) -> Data:
     return x_t / over(torch.sqrt(alpha**2 + sigma**2), x_t)
 
 
+def signal_share(sde: SDE, t: Times) -> Float[Tensor, " batch"]:
+    """α/√(α² + σ²), one number for each time: from 1 (clean) to nearly 0 (noise)."""
+    alpha, sigma = sde.marginal(t.reshape(-1))
+    return alpha / torch.sqrt(alpha**2 + sigma**2)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the noise level, then a two-layer perceptron."""
 

@@ -1,7 +1,8 @@
 """The β-VAE baseline: the encoder without time and its mirror (arXiv 2304.12141, B.2)."""
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,7 +10,13 @@ from torch import Tensor, nn
 from scorevae.checkpoint import Header, load_weights, read_header
 from scorevae.config import EncoderNetworkConfig, ImageConfig
 from scorevae.gaussian import Latents
-from scorevae.networks.encoder import ResBlock, build_encoder, smallest_side
+from scorevae.networks.encoder import (
+    build_encoder,
+    middle,
+    residual_level,
+    run_layers,
+    smallest_side,
+)
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -24,9 +31,10 @@ class ConvDecoder(nn.Module):
             nn.Linear(latent, channels[-1] * side**2),
             nn.Unflatten(1, (channels[-1], side, side)),
         ]
-        widths = [*reversed(channels), image.channels]
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.GELU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        for depth, (before, after) in enumerate(pairwise([*reversed(channels), image.channels])):
+            if depth > 0:
+                layers += [nn.GELU(), nn.ConvTranspose2d(before, before, 3, padding=1)]
+            layers += [nn.GELU(), nn.ConvTranspose2d(before, after, 3, 2, 1, output_padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Latents) -> Images:
@@ -35,44 +43,41 @@ class ConvDecoder(nn.Module):
 
 
 class ResNetDecoder(nn.Module):
-    """Linear, unflatten, residual blocks with nearest upsampling between levels."""
+    """The mirror of :class:`ResNetEncoder`: linear, unflatten, blocks, nearest upsampling."""
 
-    def __init__(
-        self, image: ImageConfig, latent: int, channels: list[int], *, blocks: int, groups: int
-    ) -> None:
+    def __init__(self, image: ImageConfig, latent: int, settings: EncoderNetworkConfig) -> None:
         super().__init__()
-        side = smallest_side(image, len(channels) - 1)
+        channels, groups, patch = settings.channels, settings.groups, settings.patch
+        side = smallest_side(image, len(channels) - 1, patch)
         before = channels[-1]
         self.start = nn.Sequential(
             nn.Linear(latent, before * side**2), nn.Unflatten(1, (before, side, side))
         )
-        self.levels = nn.ModuleList()
-        for depth, after in enumerate(reversed(channels)):
-            level = nn.ModuleList()
-            if depth > 0:
-                level.append(
-                    nn.Sequential(
-                        nn.Upsample(scale_factor=2, mode="nearest"),
-                        nn.Conv2d(before, before, 3, padding=1),
-                    )
-                )
-            for _ in range(blocks):
-                level.append(ResBlock(before, after, groups, None))
-                before = after
-            self.levels.append(level)
+        layers = middle(settings, None)
+        for depth, after in reversed(list(enumerate(channels))):
+            side = smallest_side(image, depth, patch)
+            if depth < len(channels) - 1:
+                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
+                layers.append(nn.Conv2d(before, before, 3, padding=1))
+            layers += residual_level(before, after, settings, side=side, time_width=None)
+            before = after
+        self.layers = nn.ModuleList(layers)
         self.finish = nn.Sequential(
             nn.GroupNorm(groups, before),
             nn.SiLU(),
-            nn.Conv2d(before, image.channels, 3, padding=1),
+            nn.Conv2d(before, image.channels * patch**2, 3, padding=1),
+            nn.PixelShuffle(patch),
         )
+        self.linear: nn.Module | None = None
+        if settings.linear:
+            self.linear = nn.Sequential(
+                nn.Linear(latent, image.pixels, bias=False), nn.Unflatten(1, image.shape)
+            )
 
     def forward(self, z: Latents) -> Images:
         """The mean of p(x|z)."""
-        hidden = self.start(z)
-        for level in self.levels:
-            for layer in cast(nn.ModuleList, level):
-                hidden = layer(hidden, None) if isinstance(layer, ResBlock) else layer(hidden)
-        return self.finish(hidden)
+        x = self.finish(run_layers(self.layers, self.start(z), None))
+        return x if self.linear is None else x + self.linear(z)
 
 
 class VAE(nn.Module):
@@ -90,9 +95,7 @@ def build_decoder(settings: EncoderNetworkConfig, image: ImageConfig, latent: in
         case "conv":
             return ConvDecoder(image, latent, settings.channels)
         case "resnet":
-            return ResNetDecoder(
-                image, latent, settings.channels, blocks=settings.blocks, groups=settings.groups
-            )
+            return ResNetDecoder(image, latent, settings)
 
 
 class VAEHeader(Header):
