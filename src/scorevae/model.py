@@ -24,7 +24,7 @@ Images = Float[Tensor, "batch channel height width"]
 Report = Callable[[int], None]
 
 DEFAULT_SAMPLING = SamplingConfig(
-    sampler="dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16
+    sampler="sde_dpm_solver_pp", grid="log_snr", steps=40, corrector_snr=0.16, clip=True
 )
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from scorevae.config import SamplingConfig
-from scorevae.score import ScoreFn, score_to_denoised, score_to_noise
+from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised, score_to_noise
 from scorevae.sde import SDE, Data, Times, log_snr_range
 
 NoiseFn = Callable[[Tensor], Tensor]
@@ -98,17 +98,18 @@ def _transfer(sde: SDE, x: Data, noise: Data, t: Times, s: Times) -> Data:
 
 
 class DPMSolverPP2M:
-    """DPM-Solver++(2M), Lu et al. 2022, arXiv 2211.01095, algorithm 2; one evaluation a step.
+    """DPM-Solver++(2M) and its SDE form, Lu et al. 2022, arXiv 2211.01095, algorithm 2 and §4.3.
 
-    A multistep method: it remembers x̂_0 of the step before, so each trajectory needs its own
-    instance. With ℓ = ln(α/σ) and h = ℓ_s − ℓ_t:
+    A multistep method with one evaluation a step: it remembers x̂_0 of the step before, so each
+    trajectory needs its own instance. With ℓ = ln(α/σ), h = ℓ_s − ℓ_t, the prime marking the step
+    before, and D = (1 + h/(2h')) x̂_0 − h/(2h') x̂_0' (the first step takes D = x̂_0):
 
-    D = (1 + h/(2h')) x̂_0 − h/(2h') x̂_0', x_s = (σ_s/σ_t) x − α_s (e^{−h} − 1) D,
-
-    the prime marking the step before; the first step takes D = x̂_0, which is DDIM.
+    ODE: x_s = (σ_s/σ_t) x + α_s (1 − e^{−h}) D
+    SDE: x_s = (σ_s/σ_t) e^{−h} x + α_s (1 − e^{−2h}) D + σ_s √(1 − e^{−2h}) noise
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, stochastic: bool) -> None:
+        self._stochastic = stochastic
         self._before: tuple[Data, Times] | None = None
 
     def __call__(
@@ -124,7 +125,11 @@ class DPMSolverPP2M:
             estimate = (1 + weight) * denoised - weight * denoised_before
         self._before = denoised, width
         (_, sigma_t), (alpha_s, sigma_s) = sde.marginal(t), sde.marginal(s)
-        return (sigma_s / sigma_t) * x - alpha_s * torch.expm1(-width) * estimate
+        if not self._stochastic:
+            return (sigma_s / sigma_t) * x - alpha_s * torch.expm1(-width) * estimate
+        gain = -torch.expm1(-2 * width)
+        kept = (sigma_s / sigma_t) * torch.exp(-width) * x
+        return kept + alpha_s * gain * estimate + sigma_s * torch.sqrt(gain) * noise(x)
 
 
 def predictor_corrector(snr: float) -> Step:
@@ -159,7 +164,9 @@ def make_step(settings: SamplingConfig) -> Step:
         case "heun":
             return heun
         case "dpm_solver_pp":
-            return DPMSolverPP2M()
+            return DPMSolverPP2M(stochastic=False)
+        case "sde_dpm_solver_pp":
+            return DPMSolverPP2M(stochastic=True)
         case "predictor_corrector":
             return predictor_corrector(settings.corrector_snr)
 
@@ -168,6 +175,19 @@ def network_evaluations(settings: SamplingConfig) -> int:
     """Evaluations of the score that :func:`generate` makes with these settings."""
     per_step = 2 if settings.sampler in ("heun", "predictor_corrector") else 1
     return per_step * (settings.steps - 1) + 1
+
+
+def clipped(score: ScoreFn, sde: SDE) -> ScoreFn:
+    """The score whose x̂_0 is that of ``score`` clamped to [−1, 1], where images are.
+
+    To be applied to the combined score: a clamped prior plus ∇ ln q would be no density's score.
+    """
+
+    def clipped_score(x_t: Data, t: Times) -> Data:
+        denoised = score_to_denoised(sde, score(x_t, t), x_t, t).clamp(-1, 1)
+        return denoised_to_score(sde, denoised, x_t, t)
+
+    return clipped_score
 
 
 @torch.no_grad()
@@ -198,8 +218,10 @@ def generate(
     """Draw x_0 from x_1 ~ N(0, terminal_std² I): ``steps`` − 1 steps to t_min, then Tweedie.
 
     The last evaluation returns E[x_0|x_{t_min}] of the (combined) score, without noise, for
-    every sampler alike. Nothing is clipped.
+    every sampler alike.
     """
+    if settings.clip:
+        score = clipped(score, sde)
     times = GRIDS[settings.grid](sde, settings.steps - 1) if settings.steps > 1 else None
     x, t = x_1, torch.tensor(1.0, dtype=torch.float64)
     if times is not None:
