@@ -1,4 +1,4 @@
-"""Stage download: write the preset's images as arrays."""
+"""Stage download: write the preset's images as arrays, and the trunk of LPIPS."""
 
 import sys
 from pathlib import Path
@@ -8,18 +8,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.data import prepare
+from scorevae.perceptual import prepare_trunks
+from scorevae.sources.prepare import prepare
 from scorevae.tracking import track
+
+PATH = click.Path(path_type=Path)
 
 
 @click.command(help=__doc__)
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"))
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="data folder")
-def main(params: Path, output: Path) -> None:
-    """Read the source, check it, write it."""
+@click.option("--params", type=PATH, default=Path("params.yaml"))
+@click.option("--output", type=PATH, required=True, help="data folder to write")
+@click.option("--lpips", type=PATH, required=True, help="folder of LPIPS trunks to write")
+def main(params: Path, output: Path, lpips: Path) -> None:
+    """Fetch the trunk first: it is the shorter, and may be what a preset cannot do without."""
     config = load_config(params)
+    preset = config.selected
     with track("download", config) as tracker:
-        prepare(config.selected.data, output)
+        click.echo(prepare_trunks(preset.lpips, preset.data.image.size, lpips))
+        prepare(preset.data, output)
         tracker.artifact(output / "meta.json")
     click.echo(f"download: wrote {output}")
 

@@ -20,7 +20,7 @@ PATH = click.Path(path_type=Path)
 @click.command(help=__doc__)
 @click.option("--params", type=PATH, default=Path("params.yaml"))
 @click.option("--data", type=PATH, required=True, help="folder that download wrote")
-@click.option("--models", type=PATH, required=True, help="folder of prior and encoder")
+@click.option("--models", type=PATH, required=True, help="folder of prior, encoder and lpips")
 @click.option("--reconstructions", type=PATH, required=True, help="folder of reconstruct")
 @click.option("--curves", type=PATH, required=True, help="folder of the training curves")
 @click.option("--metrics", type=PATH, required=True, help="JSON to write")
@@ -38,14 +38,15 @@ def main(
 ) -> None:
     """Evaluate."""
     config = load_config(params)
-    image = config.selected.data.image
-    train, test = (load_split(data, name, image) for name in ("train", "test"))
+    preset = config.selected
+    train = load_split(data, "train", preset.data.image)
+    test = load_split(data, "test", preset.data.image, preset.test_images)
     originals = to_unit_range(to_tensor(test.images))
     systems = {name: load(reconstructions, name, originals) for name in ("scorevae", "vae")}
-    sampling = config.reconstruct
-    model = ScoreVAE.load(models, sampling=sampling, batch=sampling.batch)
+    model = ScoreVAE.load(models, sampling=config.sampling, batch=config.reconstruct.batch)
     with track("evaluate", config) as tracker:
-        numbers = evaluation.compare(originals, systems, train, config.evaluate, config.seed)
+        judges = evaluation.open_judges(config, train, models / "lpips")
+        numbers = evaluation.compare(originals, systems, judges, config.evaluate)
         evaluation.draw_figures(figures, model, originals, systems, curves, config)
         evaluation.write_errors(errors, originals, systems, test.labels)
         evaluation.write_metrics(metrics, numbers)

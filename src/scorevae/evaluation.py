@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,16 +14,17 @@ from torch import Tensor
 
 from scorevae import figures
 from scorevae.config import Config, EvaluateConfig
-from scorevae.data import Labels, Split, to_tensor, to_unit_range
+from scorevae.data import Labels, Split
 from scorevae.files import replacing
 from scorevae.metrics import (
+    Judges,
     MetricUnavailable,
     l2_distances,
-    load_lpips,
     summarise,
     train_classifier,
 )
-from scorevae.model import ScoreVAE
+from scorevae.model import ScoreVAE, default_device
+from scorevae.perceptual import PAPER_NET, LPIPSUnavailable, load_lpips
 from scorevae.reconstructions import Reconstructions
 
 Images = Float[Tensor, "batch channel height width"]
@@ -33,35 +36,38 @@ TITLES = {"scorevae": "ScoreVAE", "vae": "VAE"}
 def compare(
     originals: Images,
     systems: dict[str, Reconstructions],
-    train: Split,
+    judges: Judges,
     settings: EvaluateConfig,
-    seed: int,
 ) -> Numbers:
-    """All metrics of every system; one that cannot be had is None (class_agreement: absent).
-
-    A warning on stderr says why a metric is missing.
-    """
-    lpips_network, classifier = None, None
-    try:
-        lpips_network = load_lpips(settings.lpips_net, min(originals.shape[2:]))
-    except MetricUnavailable as reason:
-        print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
-    try:
-        if train.labels is not None:
-            images = to_unit_range(to_tensor(train.images))
-            classifier = train_classifier(images, train.labels, settings.classifier_images, seed)
-    except MetricUnavailable as reason:
-        print(f"warning: {reason}; left out", file=sys.stderr, flush=True)
+    """All metrics of every system; one that cannot be had is None."""
     return {
         name: summarise(
-            originals,
-            system,
-            active_threshold=settings.active_threshold,
-            lpips_network=lpips_network,
-            classifier=classifier,
+            originals, system, active_threshold=settings.active_threshold, judges=judges
         )
         for name, system in systems.items()
     }
+
+
+def open_judges(config: Config, train: Split, lpips: Path) -> Judges:
+    """LPIPS from the folder ``lpips``, and a classifier of the training images.
+
+    A warning on stderr says why one is missing.
+    """
+
+    def judge(load: Callable[[], Any]) -> Any:  # noqa: ANN401 (each judge has its own type)
+        try:
+            return load()
+        except (LPIPSUnavailable, MetricUnavailable) as reason:
+            print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
+            return None
+
+    device = default_device()
+    net, limit = config.selected.lpips.net, config.evaluate.classifier_images
+    return Judges(
+        judge(lambda: load_lpips(lpips, net).to(device)),
+        judge(lambda: load_lpips(lpips, PAPER_NET).to(device)),
+        judge(lambda: train_classifier(train, limit, config.seed)),
+    )
 
 
 def write_metrics(path: Path, numbers: Numbers) -> None:
@@ -80,13 +86,13 @@ def write_metrics(path: Path, numbers: Numbers) -> None:
 def write_errors(
     path: Path, originals: Images, systems: dict[str, Reconstructions], labels: Labels | None
 ) -> None:
-    """One row for each test image: its number, label and L2 under every system (CSV)."""
+    """One row for each test image: its number, class and L2 under every system (CSV)."""
     distances = {name: l2_distances(originals, s.images) for name, s in systems.items()}
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", *(f"{name}_l2" for name in distances)])
         for index in range(len(originals)):
-            label = "" if labels is None else int(labels[index])
+            label = int(labels[index]) if labels is not None and labels.ndim == 1 else ""
             row = [f"{values[index].item():.6f}" for values in distances.values()]
             writer.writerow([index, label, *row])
 

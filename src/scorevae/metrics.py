@@ -1,9 +1,7 @@
 """How good reconstructions are. Images are in [0, 1] (values may lie outside), batch first."""
 
-import warnings
 from collections.abc import Callable
-from typing import Literal
-from urllib.error import URLError
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,15 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from scorevae.data import Labels
+from scorevae import perceptual
+from scorevae.data import Labels, Split, to_tensor, to_unit_range
 from scorevae.gaussian import DiagonalGaussian, PerSample
 from scorevae.randomness import derive_seed
 from scorevae.reconstructions import Reconstructions
 
 Images = Float[Tensor, "batch channel height width"]
 Classifier = Callable[[Images], Labels]
-
-SMALLEST_LPIPS = 32  # pixels; the trunks' strides and poolings exhaust smaller images
 
 
 class MetricUnavailable(Exception):
@@ -84,80 +81,66 @@ def active_units(posterior: DiagonalGaussian, threshold: float) -> int:
     return int((posterior.mean.var(dim=0) > threshold).sum())
 
 
-def lpips_distance(network: nn.Module, originals: Images, reconstructions: Images) -> float:
-    """Mean LPIPS (Zhang et al. 2018, arXiv 1801.03924) of images moved to [−1, 1] and RGB."""
-    total = 0.0
-    for first, second in zip(originals.split(100), reconstructions.split(100), strict=True):
-        pair = [(2 * x - 1).expand(-1, 3, -1, -1) for x in (first, second)]
-        with torch.no_grad():
-            total += network(*pair).sum().item()
-    return total / len(originals)
+def train_classifier(train: Split, limit: int, seed: int) -> Classifier:
+    """A classifier of pixels, trained on at most ``limit`` training images.
 
-
-def load_lpips(net: Literal["alex", "vgg", "squeeze"], size: int) -> nn.Module:
-    """The pretrained LPIPS network; never one with random weights.
+    Classes: a support-vector machine with an RBF kernel. Attributes (several 0/1 labels for each
+    image): linear, by ridge regression.
 
     Raises:
-        MetricUnavailable: images of this size are too small, or the trunk cannot be fetched.
+        MetricUnavailable: no labels, or a single class.
     """
-    if size < SMALLEST_LPIPS:
-        raise MetricUnavailable(
-            f"lpips: images of {size} pixels are under the {SMALLEST_LPIPS} that its trunk needs"
-        )
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's notes on arguments that lpips chooses
-        try:
-            return lpips.LPIPS(net=net, verbose=False).eval()
-        except (URLError, OSError, RuntimeError) as error:
-            raise MetricUnavailable(
-                f"lpips: the {net} trunk cannot be fetched ({error}); put its file under "
-                "$TORCH_HOME/hub/checkpoints"
-            ) from None
-
-
-def train_classifier(images: Images, labels: Labels, limit: int, seed: int) -> Classifier:
-    """A support-vector classifier (RBF kernel) on at most ``limit`` training images.
-
-    Raises:
-        MetricUnavailable: fewer than two classes.
-    """
+    from sklearn.linear_model import RidgeClassifier
     from sklearn.svm import SVC
 
-    if len(np.unique(labels)) < 2:
+    if train.labels is None:
+        raise MetricUnavailable("class_agreement: the data have no labels")
+    if len(np.unique(train.labels)) < 2:
         raise MetricUnavailable("class_agreement: the training labels hold a single class")
     rng = np.random.default_rng(derive_seed(seed, "classifier"))
-    chosen = rng.permutation(len(images))[:limit]
-    model = SVC().fit(images[chosen].flatten(1).numpy(), labels[chosen])
+    chosen = rng.permutation(len(train.images))[:limit]
+    model = SVC() if train.labels.ndim == 1 else RidgeClassifier()
+    images = to_unit_range(to_tensor(train.images[chosen]))
+    model.fit(images.flatten(1).numpy(), train.labels[chosen])
     return lambda x: model.predict(x.flatten(1).numpy())
 
 
 def class_agreement(classifier: Classifier, originals: Images, reconstructions: Images) -> float:
-    """Share of images for which the classifier's verdict on x̂ is its verdict on x."""
+    """Share of verdicts (one for each image, or for each attribute) that x̂ and x share."""
     return float(np.mean(classifier(originals) == classifier(reconstructions)))
 
 
+class Judges(NamedTuple):
+    """Trained models that compare images; None where one cannot be had."""
+
+    lpips: nn.Module | None
+    paper_lpips: nn.Module | None
+    classifier: Classifier | None
+
+
 def summarise(
-    originals: Images,
-    system: Reconstructions,
-    *,
-    active_threshold: float,
-    lpips_network: nn.Module | None,
-    classifier: Classifier | None,
+    originals: Images, system: Reconstructions, *, active_threshold: float, judges: Judges
 ) -> dict[str, float | int | None]:
-    """All numbers of one system, the entry of ``results/metrics.json``; None: not available."""
+    """All numbers of one system, the entry of ``results/metrics.json``; None: not available.
+
+    ``lpips`` is the distance as its authors define it. ``paper_lpips`` is that of arXiv
+    2304.12141: VGG, fed images in [0, 1]; comparable with tables 1 and 2, too low as a distance.
+    ``l2`` is the same in both.
+    """
     x, x_hat = originals, system.images
+    lpips, paper_lpips, classifier = judges
     numbers: dict[str, float | int | None] = {
         "l2": l2_distances(x, x_hat).mean().item(),
         "mse": mean_squared_error(x, x_hat),
         "psnr": peak_signal_to_noise_ratio(x, x_hat),
         "ssim": structural_similarity(x, x_hat),
         "sharpness": sharpness(x, x_hat),
-        "lpips": lpips_distance(lpips_network, x, x_hat) if lpips_network else None,
+        "lpips": perceptual.distance(lpips, x, x_hat) if lpips else None,
+        "paper_lpips": (
+            perceptual.distance(paper_lpips, x, x_hat, unit_range=True) if paper_lpips else None
+        ),
         "rate_nats": rate_nats(system.posterior),
         "active_units": active_units(system.posterior, active_threshold),
+        "class_agreement": class_agreement(classifier, x, x_hat) if classifier else None,
     }
-    if classifier is not None:
-        numbers["class_agreement"] = class_agreement(classifier, x, x_hat)
     return numbers
