@@ -1,28 +1,33 @@
-"""Sources → stored arrays → tensors in [−1, 1].
+"""Stored arrays → tensors in [−1, 1], and the batches of each training step.
 
 A prepared data set is a folder with ``{train,test}_images.npy`` (uint8, N×H×W×C),
-``{train,test}_labels.npy`` (int64, absent where the source has no labels) and ``meta.json``.
+``{train,test}_labels.npy`` (int64: a class (N,) or attributes of 0 and 1 (N, names); absent where
+the source has no labels) and ``meta.json``. :mod:`scorevae.sources` writes it.
 """
 
-import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from scorevae.config import DataConfig, ImageConfig
+from scorevae.config import ImageConfig
 from scorevae.errors import UserError
-from scorevae.files import replacing, sha256
 from scorevae.randomness import derive_seed
 
 StoredImages = UInt8[np.ndarray, "_ height width channel"]
-Labels = Int64[np.ndarray, " count"]
+StoredBatch = UInt8[Tensor, "batch height width channel"]
+Labels = Int64[np.ndarray, " count"] | Int64[np.ndarray, "count attribute"]
 Images = Float[Tensor, "batch channel height width"]
 SplitName = Literal["train", "test"]
+Batches = Callable[[int], Images]
 
 
 class Split(NamedTuple):
@@ -32,70 +37,10 @@ class Split(NamedTuple):
     labels: Labels | None
 
 
-class Source(NamedTuple):
-    """A whole data set as its source gives it, with its origin and terms."""
-
-    train: Split
-    test: Split
-    origin: str
-    licence: str
-
-
-def read_digits(settings: DataConfig) -> Source:
-    """Scikit-learn's ``load_digits``: 1,797 handwritten digits, 8×8, grey values 0 to 16.
-
-    Values are scaled to 0–255 and rounded (16 ↦ 255). The split is stratified by label and
-    follows from ``split_seed`` alone.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)),
-        test_size=settings.test_fraction,
-        random_state=settings.split_seed,
-        stratify=labels,
-    )
-    return Source(
-        Split(images[train], labels[train]),
-        Split(images[test], labels[test]),
-        origin="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)",
-        licence="CC BY 4.0 (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49)",
-    )
-
-
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {"digits": read_digits}
-
-
-def prepare(settings: DataConfig, folder: Path) -> None:
-    """Read a source and write it as a prepared data set, whole or not at all.
-
-    Raises:
-        UserError: the source's images do not have the shape that ``data.image`` states.
-    """
-    source = SOURCES[settings.source](settings)
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        for name, split in (("train", source.train), ("test", source.test)):
-            check_shape(split.images, settings.image, f"data source {settings.source!r}")
-            np.save(temporary / f"{name}_images.npy", split.images)
-            if split.labels is not None:
-                np.save(temporary / f"{name}_labels.npy", split.labels)
-        meta = {
-            "source": source.origin,
-            "licence": source.licence,
-            "shape": list(source.train.images.shape[1:]),
-            "images": {"train": len(source.train.images), "test": len(source.test.images)},
-            "sha256": {path.name: sha256(path) for path in sorted(temporary.glob("*.npy"))},
-        }
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-
-
-def load_split(folder: Path, split: SplitName, image: ImageConfig) -> Split:
-    """Memory-map one part of a prepared data set.
+def load_split(
+    folder: Path, split: SplitName, image: ImageConfig, limit: int | None = None
+) -> Split:
+    """Memory-map one part of a prepared data set, or its first ``limit`` images.
 
     Raises:
         UserError: the folder is not a prepared data set, or its images have another shape.
@@ -110,7 +55,7 @@ def load_split(folder: Path, split: SplitName, image: ImageConfig) -> Split:
     check_shape(images, image, str(path))
     labels_path = folder / f"{split}_labels.npy"
     labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
-    return Split(images, labels)
+    return Split(images[:limit], labels if labels is None else labels[:limit])
 
 
 def check_shape(images: np.ndarray, image: ImageConfig, origin: str) -> None:
@@ -123,9 +68,10 @@ def check_shape(images: np.ndarray, image: ImageConfig, origin: str) -> None:
         )
 
 
-def to_tensor(images: StoredImages) -> Images:
+def to_tensor(images: StoredImages | StoredBatch) -> Images:
     """Stored grey values 0–255 to floats in [−1, 1], channels first."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tensor = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))
+    return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_unit_range(images: Images) -> Images:
@@ -133,29 +79,157 @@ def to_unit_range(images: Images) -> Images:
     return (images + 1) / 2
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which images each step sees, and which of them are mirrored: a function of (seed, step)."""
+
+    count: int
+    size: int  # of a batch, over all processes
+    seed: int
+    share: tuple[int, int]  # (rank, processes)
+    flip: bool
+
+    def rows(self, step: int) -> np.ndarray:
+        """Rows of the array, without replacement within an epoch."""
+        epoch, index = divmod(step, self.count // self.size)
+        order = _permutation(derive_seed(self.seed, "epoch", epoch), self.count)
+        return self._own(order[index * self.size : (index + 1) * self.size])
+
+    def mirrored(self, step: int) -> np.ndarray:
+        """Which of these rows are mirrored: each with probability one half, if at all."""
+        if not self.flip:
+            return np.zeros(len(self.rows(step)), dtype=bool)
+        rng = np.random.default_rng(derive_seed(self.seed, "flip", step))
+        return self._own(rng.random(self.size) < 0.5)
+
+    def _own(self, batch: np.ndarray) -> np.ndarray:
+        rank, processes = self.share
+        return batch[rank::processes]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)
+
+
 def batches(
-    images: StoredImages, size: int, seed: int, *, share: tuple[int, int] = (0, 1)
-) -> Callable[[int], Images]:
+    images: StoredImages,
+    size: int,
+    seed: int,
+    *,
+    flip: bool,
+    device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+) -> Batches:
     """The images of each training step: endless, shuffled anew each epoch from (seed, epoch).
 
-    ``share`` = (rank, processes) selects this process's rows of every batch. Nothing is
-    remembered from step to step.
+    Nothing is remembered from step to step, and the way the images travel changes no number.
+    Arrays that fit into half of a GPU's free memory are copied there once, as uint8. Larger ones
+    are read ahead by worker processes. On a CPU the memory map is read directly, which costs next
+    to nothing beside a step.
+
+    Args:
+        images: the array, usually a memory map.
+        size: images of one step, over all processes.
+        seed: of order and mirroring.
+        flip: mirror each image left to right with probability one half.
+        device: where the batches are wanted.
+        share: (rank, processes); this process gets its rows of every batch.
+        workers: processes that read ahead; None chooses (``SCOREVAE_WORKERS`` overrides).
 
     Raises:
         UserError: a batch is larger than the data set, or smaller than the number of processes.
     """
-    rank, processes = share
-    if not processes <= size <= len(images):
+    if not share[1] <= size <= len(images):
         raise UserError(
-            f"training.batch: got {size}; choose a number from {processes} (processes) to "
+            f"training.batch: got {size}; choose a number from {share[1]} (processes) to "
             f"{len(images)} (training images)"
         )
-    per_epoch = len(images) // size
+    draw = Draw(len(images), size, seed, share, flip)
+    device = torch.device(device)
+    workers = default_workers(device) if workers is None else workers
+    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+        read = _resident(images, draw, device)
+    elif workers > 0:
+        read = _ReadAhead(images, draw, workers)
+    else:
+        read = _Stored(images, draw).__getitem__
 
-    def rows(step: int) -> Images:
-        epoch, index = divmod(step, per_epoch)
-        order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(len(images))
-        chosen = order[index * size : (index + 1) * size][rank::processes]
-        return to_tensor(images[chosen])
+    def batch(step: int) -> Images:
+        x = to_tensor(read(step).to(device, non_blocking=True))
+        if not flip:
+            return x
+        mirrored = torch.from_numpy(draw.mirrored(step)).to(device)
+        return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
-    return rows
+    return batch
+
+
+def default_workers(device: torch.device) -> int:
+    """``SCOREVAE_WORKERS``, else four for a GPU (never more than cores), none for a CPU.
+
+    Hardware facts are no parameters: they must not make DVC train again.
+    """
+    chosen = os.environ.get("SCOREVAE_WORKERS")
+    if chosen is None:
+        return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
+    if not chosen.isdigit():
+        raise UserError(f"SCOREVAE_WORKERS: got {chosen!r}; give a whole number from 0")
+    return int(chosen)
+
+
+def _resident(images: StoredImages, draw: Draw, device: torch.device) -> Callable[[int], Tensor]:
+    """Batches out of one copy of the whole array on the device."""
+    array = torch.from_numpy(np.array(images)).to(device)
+    return lambda step: array[torch.from_numpy(draw.rows(step)).to(device)]
+
+
+class _Stored(Dataset[StoredBatch]):
+    """Batches by step out of the stored array; a worker maps the file anew."""
+
+    def __init__(self, images: StoredImages, draw: Draw) -> None:
+        self._images, self._draw = images, draw
+
+    def __getitem__(self, step: int) -> StoredBatch:
+        return torch.from_numpy(np.asarray(self._images[self._draw.rows(step)]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send a memory map (of a file's beginning) to another process by its file's name."""
+        images = self._images
+        if isinstance(images, np.memmap) and images.filename is not None:
+            return {"_images": Path(images.filename), "_draw": self._draw}
+        return {"_images": images, "_draw": self._draw}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images = state["_images"]
+        if isinstance(images, Path):
+            images = np.load(images, mmap_mode="r", allow_pickle=False)
+        self._images, self._draw = images, state["_draw"]
+
+
+class _ReadAhead:
+    """Batches from worker processes, in the order of the steps."""
+
+    def __init__(self, images: StoredImages, draw: Draw, workers: int) -> None:
+        self._stored, self._workers = _Stored(images, draw), workers
+        self._next: int | None = None
+        self._loader: Iterator[StoredBatch] = iter(())
+
+    def __call__(self, step: int) -> StoredBatch:
+        if step != self._next:  # the first call, or a jump: training goes on from a saved state
+            self._loader = self._from(step)
+        self._next = step + 1
+        return next(self._loader)
+
+    def _from(self, step: int) -> Iterator[StoredBatch]:
+        loader = DataLoader(
+            self._stored,
+            batch_size=None,
+            sampler=range(step, 2**62),
+            num_workers=self._workers,
+            prefetch_factor=4,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw from the one that seeds dropout
+        )
+        return iter(loader)

@@ -66,6 +66,7 @@ class TrainingRun:
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self._train = train
+        self._flip = config.selected.flip
         self._test = to_tensor(test[:VALIDATION_IMAGES])
         self._curve = curve
         self._tracker = tracker
@@ -76,7 +77,9 @@ class TrainingRun:
         self, settings: Sequence[BaseModel | float | str], inputs: list[Path]
     ) -> Iterator[None]:
         """Make :meth:`fit` resumable: what it trains is determined by settings and inputs."""
-        with resumable(self.stage, state_key([self.seed, *settings], inputs)) as folder:
+        with resumable(
+            self.stage, state_key([self.seed, self._flip, *settings], inputs)
+        ) as folder:
             self._state = folder
             yield
 
@@ -102,7 +105,14 @@ class TrainingRun:
             return fit(
                 network,
                 objective,
-                batches(self._train, settings.batch, derive_seed(self.seed, name), share=share),
+                batches(
+                    self._train,
+                    settings.batch,
+                    derive_seed(self.seed, name),
+                    flip=self._flip,
+                    device=self.device,
+                    share=share,
+                ),
                 settings,
                 seed=self.seed,
                 name=name,

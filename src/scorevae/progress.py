@@ -19,10 +19,11 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(name: str, first: int, total: int) -> Iterator[Advance]:
+def progress(name: str, first: int, total: int | None) -> Iterator[Advance]:
     """Yield a function of (done, numbers to show); ``first`` is where the count starts.
 
-    Elsewhere than on a terminal about ten lines are printed in all.
+    Elsewhere than on a terminal about ten lines are printed in all, or one for each 10,000 where
+    the total is not known.
     """
     if sys.stderr.isatty():
         with tqdm(total=total, initial=first, desc=name) as bar:
@@ -35,7 +36,8 @@ def progress(name: str, first: int, total: int) -> Iterator[Advance]:
         return
     if first:
         print(f"{name}: resuming at {first} of {total}", flush=True)
-    tenth = max(1, total // 10)
+    tenth = 10_000 if total is None else max(1, total // 10)
+    of_total = "" if total is None else f"/{total}"
     printed = first // tenth
 
     def line(done: int, numbers: Mapping[str, float] = NOTHING) -> None:
@@ -43,6 +45,6 @@ def progress(name: str, first: int, total: int) -> Iterator[Advance]:
         if done // tenth > printed or done == total:
             printed = done // tenth
             shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-            print(f"{name}: {done}/{total}  {shown}".rstrip(), flush=True)
+            print(f"{name}: {done}{of_total}  {shown}".rstrip(), flush=True)
 
     yield line

@@ -1,0 +1,73 @@
+"""Official files: those that the user has, else those that are fetched; always checked."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torchvision.datasets.utils import calculate_md5
+
+from scorevae.errors import UserError
+
+
+def downloads_folder() -> Path:
+    """``SCOREVAE_DOWNLOADS``, else ``.downloads`` in the DVC repository or the current folder.
+
+    Outside of the stage's output, which is replaced as a whole: a file that came through once is
+    not fetched again.
+    """
+    default = Path(os.environ.get("DVC_ROOT", ".")) / ".downloads"
+    return Path(os.environ.get("SCOREVAE_DOWNLOADS", default)).resolve()
+
+
+def find(root: Path, name: str) -> Path | None:
+    """The file or folder ``name`` at the root or anywhere below it; ``root`` may be it."""
+    if root.name == name:
+        return root
+    return next(iter(sorted(root.rglob(name))), None) if root.is_dir() else None
+
+
+def check_md5(path: Path, md5: str) -> Path:
+    """Return the path of a file whose MD5 is the official one.
+
+    Raises:
+        UserError: it is not.
+    """
+    found = calculate_md5(path)
+    if found != md5:
+        raise UserError(
+            f"{path}: its MD5 is {found}, the official file's {md5}: incomplete or altered; fetch "
+            "it again"
+        )
+    return path
+
+
+def find_checked(root: Path, md5: dict[str, str]) -> dict[str, Path] | None:
+    """Several official files under one root, checked; None if none of them is there.
+
+    Raises:
+        UserError: some are missing, or an MD5 is wrong.
+    """
+    found = {name: find(root, name) for name in md5}
+    missing = [name for name, path in found.items() if path is None]
+    if len(missing) == len(md5):
+        return None
+    if missing:
+        raise UserError(f"{root}: {', '.join(missing)} missing; put it beside the other files")
+    return {name: check_md5(path, md5[name]) for name, path in found.items() if path is not None}
+
+
+def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
+    """Run a library's download and turn its failures into one message.
+
+    Raises:
+        UserError: the network or the file failed; says which files to put where by hand.
+    """
+    downloads_folder().mkdir(parents=True, exist_ok=True)
+    try:
+        download()
+    except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{what}: cannot be downloaded ({reason}); put {wanted} into a folder and name the "
+            "folder in presets.<name>.data.root"
+        ) from None

@@ -1,0 +1,98 @@
+"""MNIST and CIFAR-10, read by torchvision from the official files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from scorevae.config import DataConfig
+from scorevae.data import SplitName
+from scorevae.errors import UserError
+from scorevae.sources.arrays import SPLITS, DatasetWriter
+from scorevae.sources.downloads import (
+    check_md5,
+    downloads_folder,
+    fetch,
+    find,
+    find_checked,
+)
+from scorevae.sources.folder import read_folder
+from scorevae.sources.origin import Origin
+
+
+def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:
+    """MNIST: 60,000 + 10,000 digits, 28×28, grey, from the four official gz files.
+
+    Raises:
+        UserError: a file is missing, altered or cannot be fetched.
+    """
+    del settings
+    resources: dict[str, str] = dict(datasets.MNIST.resources)
+    base = downloads_folder() if root is None else writer.folder / "unpacked"
+    if root is not None:
+        files = find_checked(root, resources)
+        if files is None:
+            raise UserError(f"{root}: holds none of {', '.join(resources)}; put them there")
+        raw = base / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for name, path in files.items():
+            (raw / name).symlink_to(path.resolve())
+    fetch("MNIST", "its four gz files", lambda: datasets.MNIST(str(base), download=True))
+    for split, dataset in _both(datasets.MNIST, base):
+        writer.images(split, iter([dataset.data.numpy()[..., None]]))
+        writer.labels(split, dataset.targets.numpy())
+    return Origin(
+        source="MNIST (LeCun, Cortes, Burges), official files",
+        licence="CC BY-SA 3.0",
+        details={"classes": [str(digit) for digit in range(10)]},
+    )
+
+
+def read_cifar10(
+    settings: DataConfig,
+    root: Path | None,
+    writer: DatasetWriter,
+    *,
+    dataset: type[datasets.CIFAR10] = datasets.CIFAR10,
+) -> Origin:
+    """CIFAR-10: 50,000 + 10,000 images, 32×32, colour.
+
+    ``root`` may hold the official ``cifar-10-python.tar.gz``, its unpacked folder
+    ``cifar-10-batches-py``, or image files as ``train/<class>`` and ``test/<class>`` (also in an
+    archive), which are read like the source ``folder``. Pickles are opened only once their MD5 is
+    the official one.
+
+    Raises:
+        UserError: a file is missing, altered or cannot be fetched.
+    """
+    base = downloads_folder()
+    if root is not None:
+        archive, unpacked = find(root, dataset.filename), find(root, dataset.base_folder)
+        if archive is None and unpacked is None:
+            return read_folder(settings, root, writer)
+        if unpacked is not None:
+            for name, md5 in dataset.train_list + dataset.test_list:
+                if not (unpacked / name).is_file():
+                    raise UserError(f"{unpacked / name}: missing; unpack the archive again")
+                check_md5(unpacked / name, md5)
+            base = unpacked.parent
+        elif archive is not None:
+            base = writer.folder / "unpacked"
+            base.mkdir()
+            (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
+    if root is None or unpacked is None:
+        fetch("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True))
+    for split, part in _both(dataset, base):
+        writer.images(split, iter([part.data]))
+        writer.labels(split, np.asarray(part.targets))
+    return Origin(
+        source="CIFAR-10 (A. Krizhevsky 2009), official files",
+        licence="none stated; cite A. Krizhevsky, Learning Multiple Layers of Features, 2009",
+        details={"classes": part.classes},
+    )
+
+
+def _both(kind: type, base: Path) -> Iterator[tuple[SplitName, datasets.VisionDataset]]:
+    for split in SPLITS:
+        yield split, kind(str(base), train=split == "train")
