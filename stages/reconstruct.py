@@ -34,17 +34,17 @@ def main(
 ) -> None:
     """Reconstruct."""
     config = load_config(params)
-    settings = config.reconstruct
-    images = load_split(data, "test", config.selected.data.image).images
+    settings, sampling, preset = config.reconstruct, config.sampling, config.selected
+    images = load_split(data, "test", preset.data.image, preset.test_images).images
     originals = to_unit_range(to_tensor(images))
     prior, encoder, vae = load_prior(prior_path), load_encoder(encoder_path), load_vae(vae_path)
-    model = ScoreVAE(prior, encoder, sampling=settings, batch=settings.batch)
+    model = ScoreVAE(prior, encoder, sampling=sampling, batch=settings.batch)
     with track("reconstruct", config) as tracker, replacing(output) as temporary:
         for path in (prior_path, encoder_path, vae_path):
             tracker.weights("read", path)
         posterior = model.encode(originals)
         noise = make_generator("cpu", config.seed, "reconstruct", "z")
-        z = posterior.mean if settings.z == "mean" else posterior.sample(noise)
+        z = posterior.mean if sampling.z == "mean" else posterior.sample(noise)
         with progress("reconstruct", 0, len(originals)) as report:
             decoded = model.decode(z, guidance=settings.guidance, seed=config.seed, report=report)
         temporary.mkdir()

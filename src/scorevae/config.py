@@ -4,7 +4,7 @@ Nothing in this module changes a result: values live in ``params.yaml``, where D
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -63,16 +63,30 @@ class ObjectiveConfig(Section):
 class SamplingConfig(Section):
     """How the reverse process is integrated (see :mod:`scorevae.sampling`)."""
 
-    sampler: Literal["euler_maruyama", "ddim", "heun", "dpm_solver_pp", "predictor_corrector"]
+    sampler: Literal[
+        "euler_maruyama",
+        "ddim",
+        "heun",
+        "dpm_solver_pp",
+        "sde_dpm_solver_pp",
+        "predictor_corrector",
+    ]
     grid: Literal["uniform", "log_snr", "karras"]
     steps: Count
     corrector_snr: Positive  # predictor_corrector
+    clip: bool
 
 
-class ReconstructConfig(SamplingConfig):
-    """The stage ``reconstruct``."""
+class ProtocolConfig(SamplingConfig):
+    """A named way to reconstruct: which z, and how the image is drawn."""
 
     z: Literal["mean", "sample"]
+
+
+class ReconstructConfig(Section):
+    """The stage ``reconstruct``."""
+
+    protocol: str
     guidance: NonNegative
     batch: Count
 
@@ -80,7 +94,6 @@ class ReconstructConfig(SamplingConfig):
 class EvaluateConfig(Section):
     """The stage ``evaluate``."""
 
-    lpips_net: Literal["alex", "vgg", "squeeze"]
     classifier_images: Count
     active_threshold: Positive
     figure_images: Count
@@ -113,14 +126,31 @@ class ImageConfig(Section):
         """(channels, height, width); images are square."""
         return self.channels, self.size, self.size
 
+    @property
+    def pixels(self) -> int:
+        """Numbers in one image."""
+        return self.channels * self.size**2
+
 
 class DataConfig(Section):
     """Where images come from and how they are split."""
 
-    source: Literal["digits"]
+    source: Literal["digits", "mnist", "cifar10", "celeba64", "folder"]
+    root: str | None  # files that the user has; null fetches the official ones
     image: ImageConfig
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     split_seed: CountOrZero
+
+
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
+
+
+class LPIPSConfig(Section):
+    """The trunk of LPIPS."""
+
+    net: LPIPSNet
+    trunk: str | None  # torchvision's file of it; null looks into TORCH_HOME, then fetches it
+    required: bool  # stop in download, rather than report null at the end
 
 
 class UNetConfig(Section):
@@ -131,6 +161,7 @@ class UNetConfig(Section):
     attention: list[Count]
     groups: Count
     dropout: Share
+    output: Literal["noise", "velocity"]
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -145,6 +176,9 @@ class EncoderNetworkConfig(Section):
     channels: Widths
     blocks: Count  # resnet
     groups: Count  # resnet
+    attention: list[Count]  # resnet
+    patch: Count  # resnet
+    linear: bool  # resnet
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -194,6 +228,9 @@ class PresetConfig(Section):
     """Everything that belongs to one data set."""
 
     data: DataConfig
+    flip: bool
+    test_images: Count | None  # null: all
+    lpips: LPIPSConfig
     latent: Count
     prior: PriorConfig
     vae: VAEConfig
@@ -209,22 +246,32 @@ class Config(Section):
     sde: SDEConfig
     objective: ObjectiveConfig
     reconstruct: ReconstructConfig
+    protocols: dict[str, ProtocolConfig]
     evaluate: EvaluateConfig
     presets: dict[str, PresetConfig]
 
     @model_validator(mode="after")
-    def _known_preset(self) -> Self:
-        if self.preset not in self.presets:
-            known = ", ".join(sorted(self.presets))
-            raise ValueError(
-                f"preset {self.preset!r} is not under presets; choose one of: {known}"
-            )
+    def _known_names(self) -> Self:
+        _check_known("preset", self.preset, "presets", self.presets)
+        name = self.reconstruct.protocol
+        _check_known("reconstruct.protocol", name, "protocols", self.protocols)
         return self
 
     @property
     def selected(self) -> PresetConfig:
         """The preset that ``preset`` names."""
         return self.presets[self.preset]
+
+    @property
+    def sampling(self) -> ProtocolConfig:
+        """The protocol that ``reconstruct.protocol`` names."""
+        return self.protocols[self.reconstruct.protocol]
+
+
+def _check_known(key: str, name: str, under: str, known: Mapping[str, Section]) -> None:
+    if name not in known:
+        choices = ", ".join(sorted(known))
+        raise ValueError(f"{key} {name!r} is not under {under}; choose one of: {choices}")
 
 
 class _Loader(yaml.SafeLoader):
