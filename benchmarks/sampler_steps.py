@@ -16,7 +16,8 @@ from scorevae.metrics import l2_distances, sharpness
 from scorevae.model import ScoreVAE
 from scorevae.sampling import network_evaluations
 
-SAMPLERS = ("dpm_solver_pp", "ddim", "heun", "euler_maruyama", "predictor_corrector")
+SAMPLERS = ("dpm_solver_pp", "sde_dpm_solver_pp", "ddim", "heun", "euler_maruyama",
+            "predictor_corrector")  # fmt: skip
 
 
 @click.command(help=__doc__)
@@ -24,7 +25,7 @@ SAMPLERS = ("dpm_solver_pp", "ddim", "heun", "euler_maruyama", "predictor_correc
 def main(evaluations: str) -> None:
     """Write the table."""
     trained = open_trained()
-    chosen = trained.config.reconstruct
+    chosen, batch = trained.config.sampling, trained.config.reconstruct.batch
     lines = [
         "| sampler | network evaluations | L2 | sharpness | seconds |",
         "|---|---|---|---|---|",
@@ -34,9 +35,9 @@ def main(evaluations: str) -> None:
             steps = (count + 1) // 2 if name in ("heun", "predictor_corrector") else count
             sampling = SamplingConfig.model_validate(
                 {"sampler": name, "grid": chosen.grid, "steps": steps,
-                 "corrector_snr": chosen.corrector_snr}
+                 "corrector_snr": chosen.corrector_snr, "clip": chosen.clip}
             )  # fmt: skip
-            model = ScoreVAE.load(trained.models, sampling=sampling, batch=chosen.batch)
+            model = ScoreVAE.load(trained.models, sampling=sampling, batch=batch)
             started = time.perf_counter()
             images = model.reconstruct(trained.originals, seed=trained.config.seed)
             seconds = time.perf_counter() - started

@@ -62,9 +62,9 @@ class Experiment:
     def l2(self, network: nn.Module) -> float:
         """Test L2 with the sampler of params.yaml."""
         encoder = TrainedEncoder(network, self.prior.sde, self.header)
-        sampling = self.trained.config.reconstruct
-        model = ScoreVAE(self.prior, encoder, device="cpu", sampling=sampling)
-        images = model.reconstruct(self.trained.originals, guidance=sampling.guidance)
+        config = self.trained.config
+        model = ScoreVAE(self.prior, encoder, device="cpu", sampling=config.sampling)
+        images = model.reconstruct(self.trained.originals, guidance=config.reconstruct.guidance)
         return l2_distances(self.trained.originals, images).mean().item()
 
     def train(
@@ -83,7 +83,10 @@ class Experiment:
 
         trained = fit(
             network, objective,
-            batches(self.trained.train.images, settings.batch, self.trained.config.seed),
+            batches(
+                self.trained.train.images, settings.batch, self.trained.config.seed,
+                flip=self.trained.config.selected.flip,
+            ),
             settings.model_copy(update={"validate_every": self.every}),
             seed=self.trained.config.seed, name="benchmark", record=lambda step, numbers: None,
             validate=validate, state=NoState(), accelerator=Accelerator(cpu=True),
