@@ -23,8 +23,7 @@ ui: $(INSTALLED)  ## compare runs in the browser, on this machine only
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 docs: repro  ## the figures and tables of the README, about ten minutes
-	cp results/figures/comparison.png results/figures/samples.png \
-		results/figures/prior_samples.png docs/
+	$(RUN) python benchmarks/record.py
 	$(RUN) python benchmarks/sampler_steps.py
 	$(RUN) python benchmarks/warm_start.py
 

@@ -11,8 +11,8 @@ metrics. Nothing else need be installed or trained; weights stay in `gpu_run/mod
 import csv
 import json
 import os
+import runpy
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,14 @@ import torch
 import yaml
 from common import ROOT
 
-sys.path.insert(0, str(ROOT))
-from stages import download, evaluate, reconstruct, train_encoder, train_prior, train_vae_baseline
-
-STAGES = {
-    "download": download.main,
-    "train_prior": train_prior.main,
-    "train_vae_baseline": train_vae_baseline.main,
-    "train_encoder": train_encoder.main,
-    "reconstruct": reconstruct.main,
-    "evaluate": evaluate.main,
-}
+STAGES = (
+    "download",
+    "train_prior",
+    "train_vae_baseline",
+    "train_encoder",
+    "reconstruct",
+    "evaluate",
+)
 # Share of the minutes, and where the settings of the training lie in the preset.
 TRAININGS = {
     "prior": (0.5, ("prior",)),
@@ -73,7 +70,8 @@ def run(stage: str, preset: str) -> tuple[float, float]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    STAGES[stage].main(command.split()[2:], standalone_mode=False)
+    main = runpy.run_path(str(ROOT / "stages" / f"{stage}.py"))["main"]
+    main.main(command.split()[2:], standalone_mode=False)
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return time.perf_counter() - started, memory
 
@@ -93,7 +91,7 @@ def calibrate(tree: dict[str, Any], preset: str, steps: int) -> dict[str, float]
             {"steps": 3 * steps, "log_every": steps, "validate_every": 10 * steps}
         )
     Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    for stage in list(STAGES)[1:4]:
+    for stage in STAGES[1:4]:
         run(stage, preset)
     for name in TRAININGS:
         with Path(f"results/curves/{CURVES[name]}.csv").open(newline="") as file:
@@ -149,8 +147,8 @@ def main(
     for count in EVALUATIONS:
         tree["protocols"]["default"]["steps"] = count
         Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        for stage in list(STAGES)[1 if count == EVALUATIONS[0] else 4 :]:
-            costs[f"{stage}, {count} evaluations" if stage in list(STAGES)[4:] else stage] = run(
+        for stage in STAGES[1 if count == EVALUATIONS[0] else 4 :]:
+            costs[f"{stage}, {count} evaluations" if stage in STAGES[4:] else stage] = run(
                 stage, preset
             )
         shutil.copy("results/metrics.json", f"results/metrics_{count}.json")

@@ -49,6 +49,8 @@ CONSTANTS = {
 # Warnings of third-party libraries that cannot be avoided here.
 UNAVOIDABLE = (
     "ignore:The ``noload`` loader strategy:DeprecationWarning",  # MLflow's use of SQLAlchemy
+    "ignore:This DataLoader will create:UserWarning",  # torch: more workers than cores
+    "ignore:This process .* is multi-threaded:DeprecationWarning",  # Python 3.12: torch forks
 )
 
 
@@ -77,10 +79,12 @@ def _torch_state() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """State and tracking go to tmp_path, never to the repository; DVC is not around."""
+    """Whatever is kept goes to tmp_path, never to the repository; DVC is not around."""
     monkeypatch.setenv("SCOREVAE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    for name in ("DVC_ROOT", "DVC_EXP_NAME"):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("SCOREVAE_DOWNLOADS", str(tmp_path / "downloads"))
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "SCOREVAE_WORKERS"):
         monkeypatch.delenv(name, raising=False)
 
 

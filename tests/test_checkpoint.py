@@ -77,7 +77,7 @@ def test_wrong_kind(tmp_path: Path, written: str, wanted: str) -> None:
     if written == wanted:
         LOADERS[wanted](tmp_path / "w")
         return
-    expected = rf"w: holds {written} weights of format 1; give {wanted} weights of format 1"
+    expected = rf"w: holds {written} weights of format 2; give {wanted} weights of format 2"
     with pytest.raises(UserError, match=expected):
         LOADERS[wanted](tmp_path / "w")
 
@@ -141,8 +141,8 @@ def header_of(config: Config, **changes: object) -> EncoderHeader:
 def test_other_format(tmp_path: Path) -> None:
     """Catches weights of a future format read as those of this one."""
     path = tmp_path / "e"
-    save_weights(path, nn.Linear(2, 2), header_of(tiny_config(), format=2))
-    with pytest.raises(UserError, match="holds encoder weights of format 2; give encoder .* 1$"):
+    save_weights(path, nn.Linear(2, 2), header_of(tiny_config(), format=3))
+    with pytest.raises(UserError, match="holds encoder weights of format 3; give encoder .* 2$"):
         load_encoder(path)
 
 
@@ -157,7 +157,7 @@ def test_header_that_does_not_fit_the_weights(tmp_path: Path) -> None:
 
 def test_damaged_header(tmp_path: Path) -> None:
     """Catches a header whose entries are taken as they come."""
-    text = '{"kind": "encoder", "format": 1, "latent": "four"}'
+    text = '{"kind": "encoder", "format": 2, "latent": "four"}'
     metadata = {"scorevae": text}
     safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "e", metadata=metadata)
     with pytest.raises(UserError, match="e: latent: got 'four'; input should be a valid integer"):

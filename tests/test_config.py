@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +10,10 @@ import pytest
 import yaml
 from tiny import SHIPPED, put, tiny_params, write_params
 
-from scorevae.config import Config, Section, load_config
+from scorevae.config import Config, PresetConfig, Section, load_config
 from scorevae.errors import UserError
 
+SHIPPED_TREE = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
 STEPS = "presets.digits.prior.training.steps"
 WRONG_VALUES = [
     ("beta", "0.01"),  # a string for a number
@@ -26,15 +27,31 @@ WRONG_VALUES = [
     ("seed", -1),
     ("sde.kind", "vesde"),  # not one of the literals
     ("sde.t_min", 1.0),
-    ("reconstruct.sampler", "euler"),
-    ("reconstruct.steps", 0),
-    ("reconstruct.steps", "20"),
+    ("reconstruct.protocol", None),
+    ("protocols.default.sampler", "euler"),
+    ("protocols.default.steps", 0),
+    ("protocols.default.steps", "20"),
+    ("protocols.paper.z", "mode"),
+    ("protocols.paper.clip", "no"),
     ("evaluate.interpolation_steps", 1),
     (STEPS, 10.0),
     (STEPS, -1),
     ("presets.digits.prior.training.ema", 1.0),
     ("presets.digits.prior.training.precision", False),  # what an unquoted `no` is
     ("presets.digits.data.test_fraction", 0),
+    ("presets.digits.data.source", "celeba"),
+    ("presets.digits.data.root", 3),
+    ("presets.digits.flip", 1),
+    ("presets.digits.flip", "yes"),
+    ("presets.digits.test_images", 0),
+    ("presets.digits.test_images", 10.0),
+    ("presets.digits.lpips.net", "vgg16"),
+    ("presets.digits.lpips.trunk", False),
+    ("presets.digits.lpips.required", None),
+    ("presets.digits.encoder.network.attention", None),
+    ("presets.digits.encoder.network.patch", 0),
+    ("presets.digits.encoder.network.linear", 0),
+    ("presets.digits.prior.network.output", "score"),
     ("presets.digits.latent", 0),
 ]
 
@@ -52,11 +69,43 @@ def test_shipped_parameters_load() -> None:
     assert config.selected is config.presets[config.preset]
 
 
-def test_tiny_parameters_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", SHIPPED_TREE["presets"])
+def test_tiny_parameters_load(tmp_path: Path, preset: str) -> None:
     """Catches a test configuration that the entry points would refuse."""
-    tree = tiny_params(**{"beta": 0.02, "presets.digits.latent": 3})
+    tree = tiny_params(**{"beta": 0.02, "preset": preset, f"presets.{preset}.latent": 3})
     config = load_config(write_params(tmp_path / "p.yaml", tree))
     assert (config.beta, config.selected.latent) == (0.02, 3)
+    assert config.selected is config.presets[preset]
+    assert config.sampling.steps == 3
+
+
+@pytest.mark.parametrize("name", SHIPPED_TREE["protocols"])
+def test_selected_protocol_is_the_named_one(tmp_path: Path, name: str) -> None:
+    """Catches a protocol that is chosen and not used."""
+    path = write_params(tmp_path / "p.yaml", tiny_params(**{"reconstruct.protocol": name}))
+    config = load_config(path)
+    assert config.sampling is config.protocols[name]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("data.root", "~/images", lambda preset: preset.data.root),
+        ("data.root", None, lambda preset: preset.data.root),
+        ("flip", True, lambda preset: preset.flip),
+        ("test_images", 500, lambda preset: preset.test_images),
+        ("test_images", None, lambda preset: preset.test_images),
+        ("lpips.trunk", "a.pth", lambda preset: preset.lpips.trunk),
+        ("lpips.net", "squeeze", lambda preset: preset.lpips.net),
+        ("encoder.network.attention", [4, 8], lambda preset: preset.encoder.network.attention),
+    ],
+)
+def test_values_of_a_preset_arrive(
+    tmp_path: Path, key: str, value: object, read: Callable[[PresetConfig], object]
+) -> None:
+    """Catches a value that is refused although it is allowed, or read into another field."""
+    tree = tiny_params(**{f"presets.digits.{key}": value, "preset": "digits"})
+    assert read(load_config(write_params(tmp_path / "p.yaml", tree)).selected) == value
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
@@ -68,14 +117,21 @@ def test_wrong_value(tmp_path: Path, key: str, value: object) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("key", ["betta", "sde.beta", "presets.digits.encoder.depht"])
+@pytest.mark.parametrize(
+    "key",
+    ["betta", "sde.beta", "presets.digits.encoder.depht", "protocols.paper.guidance"],
+)
 def test_unknown_key(tmp_path: Path, key: str) -> None:
     """Catches a misspelled key that is silently kept."""
     path = write_params(tmp_path / "p.yaml", tiny_params(**{key: 1}))
     assert fault(path) == f"{path}: {key}: unexpected key; remove it or correct its spelling"
 
 
-@pytest.mark.parametrize("key", ["beta", "sde.t_min", STEPS])
+@pytest.mark.parametrize(
+    "key",
+    ["beta", "sde.t_min", STEPS, "protocols.paper.z", "protocols", "presets.digits.data.root",
+     "presets.digits.flip", "presets.digits.test_images", "presets.digits.lpips"],
+)  # fmt: skip
 def test_missing_key(tmp_path: Path, key: str) -> None:
     """Catches a default hidden in the code."""
     tree = tiny_params()
@@ -91,12 +147,29 @@ def test_missing_key(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"preset": "cifar"}, "top level: preset 'cifar' is not under presets; choose one of: di"),
+        (
+            {"preset": "cifar"},
+            "top level: preset 'cifar' is not under presets; choose one of: "
+            + ", ".join(sorted(SHIPPED_TREE["presets"])),
+        ),
+        (
+            {"reconstruct.protocol": "fast"},
+            "top level: reconstruct.protocol 'fast' is not under protocols; choose one of: "
+            + ", ".join(sorted(SHIPPED_TREE["protocols"])),
+        ),
         ({"sde.beta_min": 30.0}, "sde: beta_min 30.0 is above beta_max 20.0"),
         ({"sde.sigma_min": 50.0}, "sde: sigma_min 50.0 is not below sigma_max 50.0"),
         (
             {"presets.digits.encoder.network.groups": 5},
             "presets.digits.encoder.network: channels 8 is not a multiple of groups 5",
+        ),
+        (
+            {"presets.digits.prior.network.attention": [4, 0]},
+            "presets.digits.prior.network.attention.1: got 0; input should be greater than 0",
+        ),
+        (
+            {"presets.digits.encoder.network.attention": [0]},
+            "presets.digits.encoder.network.attention.0: got 0; input should be greater than 0",
         ),
     ],
 )
@@ -108,8 +181,8 @@ def test_values_that_do_not_fit(tmp_path: Path, changes: dict, expected: str) ->
 
 def test_conv_encoder_needs_no_groups(tmp_path: Path) -> None:
     """Catches a check of the group norm's widths where there is no group norm."""
-    network = {"kind": "conv", "channels": [7], "blocks": 1, "groups": 4}
-    tree = tiny_params(**{"presets.digits.encoder.network": network})
+    tree = tiny_params()
+    tree["presets"]["digits"]["encoder"]["network"] |= {"kind": "conv", "channels": [7]}
     load_config(write_params(tmp_path / "p.yaml", tree))
 
 

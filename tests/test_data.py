@@ -1,6 +1,6 @@
-"""data: what is stored, how it is split, and which images a step sees."""
+"""data: what is stored, how it is read, and which images a step sees."""
 
-import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,30 +8,11 @@ import pytest
 import torch
 
 from scorevae import data
-from scorevae.config import DataConfig, ImageConfig
-from scorevae.data import (
-    Source,
-    Split,
-    batches,
-    load_split,
-    prepare,
-    read_digits,
-    to_tensor,
-    to_unit_range,
-)
+from scorevae.config import ImageConfig
+from scorevae.data import batches, default_workers, load_split, to_tensor, to_unit_range
 from scorevae.errors import UserError
-from scorevae.files import sha256
 
 IMAGE = ImageConfig(channels=1, size=8)
-DIGITS = DataConfig(source="digits", image=IMAGE, test_fraction=0.2, split_seed=0)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as the stage download writes them."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    prepare(DIGITS, folder)
-    return folder
 
 
 def numbered(count: int) -> np.ndarray:
@@ -44,59 +25,81 @@ def numbers(images: torch.Tensor) -> list[int]:
     return ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
-def test_prepared_folder(prepared: Path) -> None:
-    """Catches wrong counts or hashes in meta.json, and stray or missing files."""
-    arrays = [f"{s}_{kind}.npy" for s in ("test", "train") for kind in ("images", "labels")]
-    assert sorted(p.name for p in prepared.iterdir()) == sorted(["meta.json", *arrays])
-    meta = json.loads((prepared / "meta.json").read_text())
-    assert meta["sha256"] == {name: sha256(prepared / name) for name in arrays}
-    counts = {s: len(np.load(prepared / f"{s}_images.npy")) for s in ("train", "test")}
-    assert meta["images"] == counts
-    assert sum(meta["images"].values()) == 1797
-    assert meta["shape"] == [8, 8, 1]
-    assert "CC BY 4.0" in meta["licence"]
+def lopsided(count: int) -> np.ndarray:
+    """Images of two pixels side by side, i and 255: mirrored ones have 255 on the left."""
+    right = np.full_like(numbered(count), 255)
+    return np.concatenate([numbered(count), right], axis=2)
 
 
-def test_load_split(prepared: Path) -> None:
-    """Catches images and labels that lose their order or their type on the way through files."""
-    source = read_digits(DIGITS)
-    for name, split in (("train", source.train), ("test", source.test)):
-        loaded = load_split(prepared, name, IMAGE)
-        assert loaded.images.dtype == np.uint8
-        np.testing.assert_array_equal(loaded.images, split.images)
-        np.testing.assert_array_equal(loaded.labels, split.labels)
+def sides(images: torch.Tensor) -> tuple[list[int], list[bool]]:
+    """Which of the lopsided images these are, and which of them are mirrored."""
+    mirrored = images[:, 0, 0, 0] == 1
+    return numbers(images.amin(dim=3, keepdim=True)), mirrored.tolist()
 
 
-def test_split_is_complete_and_stratified() -> None:
-    """Catches images lost, used twice, or parted from their labels, and uneven classes."""
-    from sklearn.datasets import load_digits
-
-    train, test, *_ = read_digits(DIGITS)
-    bunch = load_digits()
-    pixels = np.concatenate([train.images, test.images]).reshape(1797, 64)
-    labels = np.concatenate([train.labels, test.labels])
-    expected = np.column_stack([np.round(bunch.images * 255 / 16).reshape(1797, 64), bunch.target])
-    found = np.column_stack([pixels, labels])
-    np.testing.assert_array_equal(np.sort(found.view(), axis=0), np.sort(expected, axis=0))
-    assert sorted(map(tuple, found)) == sorted(map(tuple, expected))
-    for label in range(10):  # a stratified share differs from the exact one by rounding alone
-        share = 0.2 * np.sum(bunch.target == label)
-        assert abs(np.sum(test.labels == label) - share) < 1
+def write_split(folder: Path, count: int = 20, labels: np.ndarray | None = None) -> np.ndarray:
+    """Random training images of 8×8 pixels as a prepared data set; they are returned."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    np.save(folder / "train_images.npy", images)
+    if labels is not None:
+        np.save(folder / "train_labels.npy", labels)
+    return images
 
 
-def test_split_follows_from_its_seed() -> None:
-    """Catches a split that depends on anything but the settings, or not on the seed."""
-    first, again = read_digits(DIGITS), read_digits(DIGITS)
-    other = read_digits(DIGITS.model_copy(update={"split_seed": 1}))
-    np.testing.assert_array_equal(first.test.images, again.test.images)
-    assert not np.array_equal(first.test.images, other.test.images)
+# --- stored arrays ---------------------------------------------------------------------------
 
 
-def test_grey_values_use_the_whole_range() -> None:
-    """Catches the digits' 0 to 16 stored unscaled."""
-    images = read_digits(DIGITS).train.images
-    assert (images.min(), images.max()) == (0, 255)
-    assert set(np.unique(images)) <= {round(i * 255 / 16) for i in range(17)}
+@pytest.mark.parametrize("limit", [None, 7, 20, 100])
+@pytest.mark.parametrize("attributes", [(), (3,)])
+def test_load_split(tmp_path: Path, limit: int | None, attributes: tuple[int, ...]) -> None:
+    """Catches images or labels cut differently, from the wrong end, or flattened."""
+    labels = np.random.default_rng(1).integers(0, 2, (20, *attributes))
+    images = write_split(tmp_path, labels=labels)
+    loaded = load_split(tmp_path, "train", IMAGE, limit)
+    assert loaded.images.dtype == np.uint8
+    np.testing.assert_array_equal(loaded.images, images[:limit])
+    np.testing.assert_array_equal(loaded.labels, labels[:limit])
+
+
+def test_images_stay_on_disk(tmp_path: Path) -> None:
+    """Catches a data set of many gigabytes that is read as a whole."""
+    write_split(tmp_path)
+    for limit in (None, 7):
+        assert isinstance(load_split(tmp_path, "train", IMAGE, limit).images, np.memmap)
+
+
+def test_source_without_labels(tmp_path: Path) -> None:
+    """Catches the assumption that every data set has labels."""
+    write_split(tmp_path)
+    assert load_split(tmp_path, "train", IMAGE).labels is None
+    assert load_split(tmp_path, "train", IMAGE, 3).labels is None
+
+
+def test_wrong_shape_is_named(tmp_path: Path) -> None:
+    """Catches data of another preset that would fail inside a network."""
+    write_split(tmp_path)
+    with pytest.raises(UserError, match=r"train_images.npy: .*\(8, 8, 1\).*\(16, 16, 3\)"):
+        load_split(tmp_path, "train", ImageConfig(channels=3, size=16))
+
+
+@pytest.mark.parametrize("damage", ["absent", "truncated", "text"])
+def test_damaged_array(tmp_path: Path, damage: str) -> None:
+    """Catches numpy's traceback where a file is missing or cut off."""
+    path = tmp_path / "train_images.npy"
+    write_split(tmp_path)
+    match damage:
+        case "absent":
+            path.unlink()
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:200])
+        case "text":
+            path.write_text("not an array")
+    with pytest.raises(UserError, match=r"train_images.npy: cannot be read .* run the stage down"):
+        load_split(tmp_path, "train", IMAGE)
+
+
+# --- tensors ---------------------------------------------------------------------------------
 
 
 def test_to_tensor_is_exact_at_the_ends() -> None:
@@ -111,15 +114,24 @@ def test_to_tensor_is_exact_at_the_ends() -> None:
     assert (to_unit_range(x) * 255).round().int().tolist() == expected.int().tolist()
 
 
+def test_arrays_and_tensors_are_scaled_alike() -> None:
+    """Catches batches from workers or from the GPU on another scale than arrays."""
+    stored = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
+    assert torch.equal(to_tensor(torch.from_numpy(stored)), to_tensor(stored))
+
+
 def test_to_unit_range_keeps_what_is_outside() -> None:
     """Catches clamping, which would make errors look smaller than they are."""
     x = torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.0]).reshape(1, 1, 1, 5)
     assert to_unit_range(x).flatten().tolist() == [-1, 0, 0.5, 1, 1.5]
 
 
+# --- order -----------------------------------------------------------------------------------
+
+
 def test_an_epoch_holds_every_image_once() -> None:
     """Catches drawing with replacement, and an off-by-one at the end of an epoch."""
-    rows = batches(numbered(12), 4, seed=3)
+    rows = batches(numbered(12), 4, seed=3, flip=False)
     for epoch in range(3):
         seen = [n for step in range(3 * epoch, 3 * epoch + 3) for n in numbers(rows(step))]
         assert sorted(seen) == list(range(12))
@@ -127,34 +139,34 @@ def test_an_epoch_holds_every_image_once() -> None:
 
 def test_the_remainder_is_left_out_anew_each_epoch() -> None:
     """Catches a short last batch, and images that no epoch ever shows."""
-    rows = batches(numbered(10), 4, seed=3)
+    rows = batches(numbered(10), 4, seed=3, flip=False)
     assert all(len(rows(step)) == 4 for step in range(8))
     assert {n for step in range(40) for n in numbers(rows(step))} == set(range(10))
 
 
 def test_batches_are_a_function_of_the_step() -> None:
-    """Catches state kept between calls: a resumed run would see other images."""
-    rows, again = (batches(numbered(12), 4, seed=3) for _ in range(2))
-    forwards = [numbers(rows(step)) for step in range(9)]
-    backwards = [numbers(again(step)) for step in reversed(range(9))]
+    """Catches state kept between calls: a resumed run would see other images or mirrorings."""
+    rows, again = (batches(lopsided(12), 4, seed=3, flip=True) for _ in range(2))
+    forwards = [sides(rows(step)) for step in range(9)]
+    backwards = [sides(again(step)) for step in reversed(range(9))]
     assert forwards == backwards[::-1]
 
 
 def test_epochs_and_seeds_differ() -> None:
     """Catches one order for all epochs or for all seeds (equal by chance: 1 in 12!)."""
-    rows, other = batches(numbered(12), 12, seed=3), batches(numbered(12), 12, seed=4)
+    rows, other = (batches(numbered(12), 12, seed=seed, flip=False) for seed in (3, 4))
     assert numbers(rows(0)) != numbers(rows(1))
     assert numbers(rows(0)) != numbers(other(0))
 
 
 @pytest.mark.parametrize("size", [4, 5])
-def test_shares_partition_the_batch(size: int) -> None:
-    """Catches processes that train on the same images, or drop some."""
-    whole = batches(numbered(12), size, seed=3)
-    shares = [batches(numbered(12), size, seed=3, share=(rank, 2)) for rank in range(2)]
+def test_shares_make_up_the_batch(size: int) -> None:
+    """Catches processes that train on the same images, drop some, or mirror others."""
+    whole = batches(lopsided(12), size, seed=3, flip=True)
+    shares = [batches(lopsided(12), size, seed=3, flip=True, share=(rank, 2)) for rank in range(2)]
     for step in range(6):
-        parts = [numbers(rows(step)) for rows in shares]
-        assert sorted(parts[0] + parts[1]) == sorted(numbers(whole(step)))
+        parts = [image for share in shares for image in zip(*sides(share(step)), strict=True)]
+        assert sorted(parts) == sorted(zip(*sides(whole(step)), strict=True))
 
 
 @pytest.mark.parametrize(("size", "processes"), [(13, 1), (1, 2)])
@@ -162,42 +174,168 @@ def test_batch_that_does_not_fit(size: int, processes: int) -> None:
     """Catches a division by zero, or a process without images, instead of an explanation."""
     expected = rf"training.batch: got {size}; choose .* {processes} \(processes\) to 12 "
     with pytest.raises(UserError, match=expected):
-        batches(numbered(12), size, seed=0, share=(0, processes))
+        batches(numbered(12), size, seed=0, flip=False, share=(0, processes))
 
 
-def test_wrong_shape_is_named(prepared: Path) -> None:
-    """Catches data of another preset that would fail inside a network."""
-    with pytest.raises(UserError, match=r"test_images.npy: .*\(8, 8, 1\).*\(16, 16, 3\)"):
-        load_split(prepared, "test", ImageConfig(channels=3, size=16))
+# --- mirroring -------------------------------------------------------------------------------
 
 
-def test_prepare_writes_nothing_on_a_wrong_shape(tmp_path: Path) -> None:
-    """Catches a half-written data set that the next stage would accept."""
-    settings = DIGITS.model_copy(update={"image": ImageConfig(channels=1, size=9)})
-    with pytest.raises(UserError, match=r"data source 'digits': .* correct data.image"):
-        prepare(settings, tmp_path / "digits")
-    assert list(tmp_path.iterdir()) == []
+def test_half_of_the_images_are_mirrored() -> None:
+    """Catches another probability, one coin for a whole batch, and a fixed coin for each image.
+
+    Every batch is all 64 images, so that 100 steps give each image 100 coins. Counts of n fair
+    coins have the standard deviation √n/2; allowed are five of it over all, and six, which 164
+    counts exceed with probability 3e-7, for each batch and each image.
+    """
+    rows = batches(lopsided(64), 64, seed=0, flip=True)
+    mirrored = np.zeros((100, 64))
+    for step in range(100):
+        order, coins = sides(rows(step))
+        mirrored[step, order] = coins
+    assert abs(mirrored.sum() - 3200) <= 5 * 6400**0.5 / 2
+    assert np.abs(mirrored.sum(axis=1) - 32).max() <= 6 * 64**0.5 / 2
+    assert np.abs(mirrored.sum(axis=0) - 50).max() <= 6 * 100**0.5 / 2
 
 
-@pytest.mark.parametrize("damage", ["absent", "truncated", "text"])
-def test_damaged_array(tmp_path: Path, damage: str) -> None:
-    """Catches numpy's traceback where a file is missing or cut off."""
-    path = tmp_path / "train_images.npy"
-    np.save(path, np.zeros((5, 8, 8, 1), dtype=np.uint8))
-    match damage:
-        case "absent":
-            path.unlink()
-        case "truncated":
-            path.write_bytes(path.read_bytes()[:200])
-        case "text":
-            path.write_text("not an array")
-    with pytest.raises(UserError, match=r"train_images.npy: cannot be read .* run the stage down"):
-        load_split(tmp_path, "train", IMAGE)
+def test_mirroring_is_left_to_right() -> None:
+    """Catches rows exchanged with columns or channels, and images mirrored one for another."""
+    stored = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 2), dtype=np.uint8)
+    plain, flipped = (batches(stored, 6, seed=0, flip=flip)(0) for flip in (False, True))
+    turned = np.array([not torch.equal(a, b) for a, b in zip(plain, flipped, strict=True)])
+    assert 0 < turned.sum() < 6  # else the seed shows nothing
+    for before, after, was in zip(plain.numpy(), flipped.numpy(), turned, strict=True):
+        np.testing.assert_array_equal(after, before[:, :, ::-1] if was else before)
 
 
-def test_source_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches the assumption that every data set has labels."""
-    split = Split(np.zeros((3, 8, 8, 1), dtype=np.uint8), None)
-    monkeypatch.setitem(data.SOURCES, "digits", lambda s: Source(split, split, "test", "none"))
-    prepare(DIGITS, tmp_path / "out")
-    assert load_split(tmp_path / "out", "train", IMAGE).labels is None
+def test_no_flip_never_mirrors() -> None:
+    """Catches digits or text that are mirrored although they were not to be."""
+    rows = batches(lopsided(12), 6, seed=0, flip=False)
+    assert not any(mirrored for step in range(50) for mirrored in sides(rows(step))[1])
+
+
+def test_mirroring_follows_from_seed_and_step() -> None:
+    """Catches coins that depend on the data, and the same coins in every step or seed."""
+
+    def coins(count: int, seed: int) -> list[list[bool]]:
+        rows = batches(lopsided(count), 12, seed=seed, flip=True)
+        return [sides(rows(step))[1] for step in range(5)]
+
+    assert coins(12, seed=3) == coins(200, seed=3)
+    assert len({tuple(step) for step in coins(12, seed=3)}) == 5  # by chance equal: 10 in 2^12
+    assert coins(12, seed=3) != coins(12, seed=4)
+
+
+# --- reading ahead ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_workers_change_no_number(tmp_path: Path, mapped: bool) -> None:
+    """Catches steps out of order or from the start after a jump, and workers that mix batches.
+
+    The jumps are those of training that goes on from a saved state, and of validation.
+    """
+    images = write_split(tmp_path, count=50)
+    if mapped:
+        images = load_split(tmp_path, "train", IMAGE).images
+    plain, ahead = (
+        batches(images, 8, seed=1, flip=True, share=(1, 2), workers=workers) for workers in (0, 2)
+    )
+    for step in (*range(5), *range(40, 45), 2, 3, 3):
+        assert torch.equal(ahead(step), plain(step)), step
+
+
+def test_workers_leave_the_random_state_alone() -> None:
+    """Catches a loader that seeds its workers from the generator that dropout draws from."""
+    before = torch.get_rng_state()
+    rows = batches(numbered(12), 4, seed=3, flip=True, workers=1)
+    for step in (0, 1, 7):
+        rows(step)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+def test_memory_map_travels_as_a_name(tmp_path: Path, limit: int | None) -> None:
+    """Catches a copy of all images for each worker where processes are not forked."""
+    write_split(tmp_path, count=1000)
+    images = load_split(tmp_path, "train", IMAGE, limit).images
+    stored = data._Stored(images, data.Draw(len(images), 8, 3, (0, 1), False))
+    sent = pickle.dumps(stored)
+    assert len(sent) < 1000  # the images are 64,000 bytes
+    received = pickle.loads(sent)
+    for step in range(12):
+        assert torch.equal(received[step], stored[step])
+
+
+def test_arrays_travel_whole() -> None:
+    """Catches an array in memory that another process looks for in a file."""
+    stored = data._Stored(numbered(12), data.Draw(12, 4, 3, (0, 1), False))
+    assert torch.equal(pickle.loads(pickle.dumps(stored))[5], stored[5])
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "chosen", "expected"),
+    [
+        ("cpu", 8, None, 0),
+        ("cuda", 8, None, 4),
+        ("cuda", 2, None, 2),
+        ("cuda", None, None, 1),
+        ("cpu", 8, "3", 3),
+        ("cuda", 2, "0", 0),
+        ("cuda", 2, "12", 12),
+    ],
+)
+def test_default_workers(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    cores: int | None,
+    chosen: str | None,
+    expected: int,
+) -> None:
+    """Catches processes on a CPU that has better things to do, and a choice that is ignored."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    if chosen is not None:
+        monkeypatch.setenv("SCOREVAE_WORKERS", chosen)
+    assert default_workers(torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("chosen", ["-1", "two", "1.5", "", "²"])
+def test_wrong_number_of_workers(monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    """Catches Python's error for a variable that is no number."""
+    monkeypatch.setenv("SCOREVAE_WORKERS", chosen)
+    with pytest.raises(UserError) as error:
+        batches(numbered(12), 4, seed=0, flip=False)
+    expected = f"SCOREVAE_WORKERS: got {chosen!r}; give a whole number from 0"
+    assert error.value.message == expected
+
+
+@pytest.mark.parametrize(("argument", "expected"), [(None, [2]), (3, [3]), (0, [])])
+def test_choice_of_workers_is_used(
+    monkeypatch: pytest.MonkeyPatch, argument: int | None, expected: list[int]
+) -> None:
+    """Catches a variable that is read and ignored, or one that overrides the argument."""
+    seen = []
+
+    def note(images: np.ndarray, draw: data.Draw, workers: int) -> None:
+        seen.append(workers)
+
+    monkeypatch.setattr(data, "_ReadAhead", note)
+    monkeypatch.setenv("SCOREVAE_WORKERS", "2")
+    batches(numbered(12), 4, seed=0, flip=False, workers=argument)
+    assert seen == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("free", [None, 0])
+def test_gpu_gets_the_same_numbers(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+    """Catches a copy on the GPU, or pinned memory read too soon, that gives other images."""
+    if free is not None:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, free))
+    stored = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    here = batches(stored, 8, seed=1, flip=True, share=(1, 2))
+    there = batches(stored, 8, seed=1, flip=True, share=(1, 2), device="cuda", workers=2)
+    for step in (*range(20), 40, 41):
+        images = there(step)
+        assert images.device.type == "cuda"
+        # Division by 127.5 may be a multiplication there: one unit in the last place below 2.
+        assert (images.cpu() - here(step)).abs().max() <= 2**-23

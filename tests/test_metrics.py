@@ -1,25 +1,19 @@
 """metrics: each number against its formula."""
 
-from urllib.error import URLError
-
-import lpips
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeClassifier as Ridge
 from sklearn.svm import SVC
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn.functional import avg_pool2d, pad
 
 from scorevae import metrics
+from scorevae.data import Split, to_tensor, to_unit_range
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.metrics import MetricUnavailable
+from scorevae.metrics import Judges, MetricUnavailable
 from scorevae.reconstructions import Reconstructions
-
-TORCHVISION = pytest.mark.filterwarnings(
-    "ignore:The parameter 'pretrained' is deprecated:UserWarning",
-    "ignore:Arguments other than a weight enum:UserWarning",
-)
 
 
 def images(count: int = 3, channels: int = 2, size: int = 8, seed: int = 0) -> Tensor:
@@ -142,123 +136,145 @@ def test_active_units() -> None:
     assert [metrics.active_units(q, limit) for limit in (1e-6, 0.01, 0.1, 1.0)] == [3, 2, 1, 0]
 
 
-class Recorder(nn.Module):
-    """Stands for LPIPS: keeps what it is given, answers the mean absolute difference."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        self.seen.append(first)
-        return (first - second).abs().mean(dim=(1, 2, 3), keepdim=True)
+def stored(count: int = 20) -> np.ndarray:
+    """Random images as a data set stores them."""
+    return np.random.default_rng(0).integers(0, 64, (count, 8, 8, 1), dtype=np.uint8)
 
 
-def test_lpips_distance_prepares_images() -> None:
-    """Catches images left in [0, 1] or in grey, chunks that count alike, and lost images."""
-    x, y = images(230, channels=1, size=2), images(230, channels=1, size=2, seed=1)
-    network = Recorder()
-    # Moving to [−1, 1] doubles differences; rounding of a mean of 920 terms.
-    expected = 2 * (x - y).abs().mean().item()
-    assert metrics.lpips_distance(network, x, y) == pytest.approx(expected, rel=1e-12)
-    seen = torch.cat(network.seen)
-    assert seen.shape == (230, 3, 2, 2)
-    assert torch.equal(seen, (2 * x - 1).expand(-1, 3, -1, -1))
+def unit(split: Split) -> Tensor:
+    """Its images in [0, 1], as reconstructions are."""
+    return to_unit_range(to_tensor(split.images))
 
 
-@TORCHVISION
-def test_lpips_distance_of_the_real_network() -> None:
-    """Catches a call that the real network refuses (random weights: only the path is tested)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = lpips.LPIPS(net="squeeze", pnet_rand=True, pretrained=False, verbose=False)
-    network.eval()
-    x, y = (images(3, channels=1, size=32, seed=seed).float() for seed in (0, 1))
-    assert metrics.lpips_distance(network, x, x) == 0
-    each = [metrics.lpips_distance(network, x[i : i + 1], y[i : i + 1]) for i in range(3)]
-    assert 0 not in each
-    # float32 convolutions whose order of summation may differ between batch sizes
-    assert metrics.lpips_distance(network, x, y) == pytest.approx(sum(each) / 3, rel=1e-4)
-
-
-def test_small_images_have_no_lpips() -> None:
-    """Catches a trunk that fails on 8×8 pixels after all training is done."""
-    with pytest.raises(MetricUnavailable, match="images of 8 pixels are under the 32"):
-        metrics.load_lpips("alex", 8)
-
-
-@pytest.mark.parametrize("error", [URLError("offline"), OSError("full"), RuntimeError("hash")])
-def test_lpips_without_its_trunk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Catches random weights in place of the trunk, or an evaluation that ends without network."""
-
-    def refuse(**_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(lpips, "LPIPS", refuse)
-    with pytest.raises(MetricUnavailable, match=r"the vgg trunk cannot be fetched .*TORCH_HOME"):
-        metrics.load_lpips("vgg", 64)
-
-
-def two_classes() -> tuple[Tensor, np.ndarray]:
-    """Dark and bright images with their labels."""
+def two_classes() -> Split:
+    """Dark and bright images in turn."""
     labels = np.arange(20) % 2
-    return images(20, channels=1) / 4 + 0.7 * torch.from_numpy(labels)[:, None, None, None], labels
+    return Split(stored() + 180 * labels[:, None, None, None].astype(np.uint8), labels)
+
+
+def two_attributes() -> Split:
+    """Bright left halves and bright lower halves, in all four combinations in turn."""
+    labels = np.stack([np.arange(20) % 2, np.arange(20) // 2 % 2], axis=1)
+    images = stored()
+    images[:, :, :4] += 90 * labels[:, 0, None, None, None].astype(np.uint8)
+    images[:, 4:] += 90 * labels[:, 1, None, None, None].astype(np.uint8)
+    return Split(images, labels)
 
 
 def test_class_agreement() -> None:
     """Catches agreement with the labels in place of agreement between the two verdicts."""
-    x, labels = two_classes()
-    classifier = metrics.train_classifier(x, labels, limit=20, seed=0)
-    assert classifier(x).tolist() == labels.tolist()
+    train = two_classes()
+    x = unit(train)
+    classifier = metrics.train_classifier(train, limit=20, seed=0)
+    assert classifier(x).tolist() == train.labels.tolist()
     assert metrics.class_agreement(classifier, x, x) == 1
     half = torch.cat([x[:10].flip(0), x[10:]])  # neighbours are of different classes
     assert metrics.class_agreement(classifier, x, half) == 0.5
     assert metrics.class_agreement(classifier, x.flip(0), x) == 0
 
 
-def test_classifier_sees_at_most_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches an SVM of all images, images parted from labels, and a choice without seed."""
+def test_agreement_on_attributes() -> None:
+    """Catches images that count only where all attributes agree, and attributes exchanged."""
+    train = two_attributes()
+    x = unit(train)
+    classifier = metrics.train_classifier(train, limit=20, seed=0)
+    np.testing.assert_array_equal(classifier(x), train.labels)
+    assert metrics.class_agreement(classifier, x, x) == 1
+    # Exchanging neighbours changes the first attribute of each and never the second.
+    exchanged = x.unflatten(0, (10, 2)).flip(1).flatten(0, 1)
+    assert metrics.class_agreement(classifier, x, exchanged) == 0.5
+
+
+@pytest.mark.parametrize(("train", "model"), [(two_classes(), SVC), (two_attributes(), Ridge)])
+def test_classifier_sees_at_most_its_limit(
+    monkeypatch: pytest.MonkeyPatch, train: Split, model: type
+) -> None:
+    """Catches a classifier of all images, parted from labels, on another range, or unseeded."""
     seen = []
-    monkeypatch.setattr(SVC, "fit", lambda self, x, y: seen.append((x, y)))
-    x, labels = two_classes()
+    monkeypatch.setattr(model, "fit", lambda self, x, y: seen.append((x, y)))
     for seed in (3, 3, 4):
-        metrics.train_classifier(x, labels, limit=8, seed=seed)
+        metrics.train_classifier(train, limit=8, seed=seed)
     assert seen[0][0].shape == (8, 64)
     for given, label in zip(*seen[0], strict=True):
-        (index,) = np.flatnonzero((x.flatten(1).numpy() == given).all(axis=1))
-        assert labels[index] == label
+        (index,) = np.flatnonzero((unit(train).flatten(1).numpy() == given).all(axis=1))
+        np.testing.assert_array_equal(train.labels[index], label)
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
     assert not np.array_equal(seen[0][0], seen[2][0])
 
 
-def test_single_class() -> None:
-    """Catches scikit-learn's error for unlabelled or filtered data."""
-    with pytest.raises(MetricUnavailable, match="class_agreement: .* single class"):
-        metrics.train_classifier(images(5), np.zeros(5, dtype=np.int64), limit=5, seed=0)
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (None, "class_agreement: the data have no labels"),
+        (np.zeros(20, dtype=np.int64), "class_agreement: the training labels hold a single class"),
+        # One image of the other class, which is not among those that the classifier sees.
+        (np.eye(20, dtype=np.int64)[0], "class_agreement: "),
+    ],
+    ids=["none", "single", "single-seen"],
+)
+def test_labels_that_train_nothing(labels: np.ndarray | None, reason: str) -> None:
+    """Catches scikit-learn's error for unlabelled, filtered or lopsided data."""
+    with pytest.raises(MetricUnavailable, match=reason):
+        metrics.train_classifier(Split(stored(), labels), limit=2, seed=0)
+
+
+class Distance(nn.Module):
+    """Stands for LPIPS: a multiple of the mean absolute difference."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.factor * (first - second).abs().mean(dim=(1, 2, 3), keepdim=True)
 
 
 def test_summary() -> None:
-    """Catches arguments of a metric given in the wrong order, and missing entries."""
-    x, labels = two_classes()
+    """Catches arguments in the wrong order, judges exchanged, and missing entries.
+
+    The images differ by 0.01 everywhere: in [−1, 1], which LPIPS reads, by 0.02. The paper's
+    evaluation gave it [0, 1].
+    """
+    train = two_classes()
+    x = unit(train)
     y = x + 0.01
     system = Reconstructions(y, posterior(20))
-    classifier = metrics.train_classifier(x, labels, limit=20, seed=0)
-    numbers = metrics.summarise(
-        x, system, active_threshold=0.01, lpips_network=None, classifier=classifier
-    )
+    classifier = metrics.train_classifier(train, limit=20, seed=0)
+    judges = Judges(Distance(1.0), Distance(10.0), classifier)
+    numbers = metrics.summarise(x, system, active_threshold=0.01, judges=judges)
+    assert list(numbers) == [
+        "l2", "mse", "psnr", "ssim", "sharpness", "lpips", "paper_lpips", "rate_nats",
+        "active_units", "class_agreement",
+    ]  # fmt: skip
+    # float32 images between 0 and 1, rounded to 2^-25: differences of 0.01 within 1e-5
+    assert numbers.pop("lpips") == pytest.approx(0.02, rel=1e-5)
+    assert numbers.pop("paper_lpips") == pytest.approx(0.1, rel=1e-5)
     assert numbers == {
         "l2": metrics.l2_distances(x, y).mean().item(),
         "mse": metrics.mean_squared_error(x, y),
         "psnr": metrics.peak_signal_to_noise_ratio(x, y),
         "ssim": metrics.structural_similarity(x, y),
         "sharpness": metrics.sharpness(x, y),
-        "lpips": None,
         "rate_nats": metrics.rate_nats(system.posterior),
         "active_units": 3,
         "class_agreement": 1.0,
     }
-    without = metrics.summarise(
-        x, system, active_threshold=0.01, lpips_network=Recorder(), classifier=None
+
+
+@pytest.mark.parametrize("missing", ["lpips", "paper_lpips", "class_agreement"])
+def test_missing_judges_give_null(missing: str) -> None:
+    """Catches an entry that is dropped, or another one that goes with it."""
+    train = two_classes()
+    x = unit(train)
+    judges = {
+        "lpips": Distance(1.0),
+        "paper_lpips": Distance(1.0),
+        "class_agreement": metrics.train_classifier(train, limit=20, seed=0),
+    } | {missing: None}
+    numbers = metrics.summarise(
+        x,
+        Reconstructions(x, posterior(20)),
+        active_threshold=0.01,
+        judges=Judges(*judges.values()),
     )
-    assert without["lpips"] == pytest.approx(0.02, rel=1e-9)
-    assert "class_agreement" not in without
+    assert [name for name, value in numbers.items() if value is None] == [missing]

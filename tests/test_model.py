@@ -15,7 +15,9 @@ from scorevae.sampling import generate
 from scorevae.score import posterior_score
 
 STEPS = 3
-SAMPLERS = ["euler_maruyama", "ddim", "heun", "dpm_solver_pp", "predictor_corrector"]
+SAMPLERS = [
+    "euler_maruyama", "ddim", "heun", "dpm_solver_pp", "sde_dpm_solver_pp", "predictor_corrector",
+]  # fmt: skip
 DETERMINISTIC = ["ddim", "heun", "dpm_solver_pp"]
 # Batches of another size may sum in another order: float64 rounding (2^-53) with room for a
 # thousand operations in sequence, each a hundredfold amplified by the four evaluations.
@@ -24,7 +26,9 @@ ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
 
 def sampling(sampler: str = "ddim") -> SamplingConfig:
     """A few steps."""
-    return SamplingConfig(sampler=sampler, grid="log_snr", steps=STEPS, corrector_snr=0.16)
+    return SamplingConfig(
+        sampler=sampler, grid="log_snr", steps=STEPS, corrector_snr=0.16, clip=False
+    )
 
 
 @pytest.fixture
@@ -160,6 +164,14 @@ def test_interpolation_begins_and_ends_at_the_images(folder: Path) -> None:
     torch.testing.assert_close(lines[:, 2], model.reconstruct(second, seed=5), **ROUNDING)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "sde_dpm_solver_pp"])
+def test_only_z_changes_along_an_interpolation(folder: Path, sampler: str) -> None:
+    """Catches noise of the sampler that differs along the line: between z and z nothing moves."""
+    lines = load(folder, sampler).interpolate(images(2), images(2), 3, seed=5)
+    for step in (1, 2):
+        torch.testing.assert_close(lines[:, step], lines[:, 0], **ROUNDING)
+
+
 def test_report_counts_images(folder: Path) -> None:
     """Catches a progress bar that counts batches or overshoots."""
     done = []
@@ -221,7 +233,7 @@ def test_wrong_latents_and_noise(folder: Path) -> None:
 
 def test_default_sampling_is_the_shipped_one() -> None:
     """Catches a library that draws otherwise than the stage reconstruct."""
-    shipped = load_config(SHIPPED).reconstruct
+    shipped = load_config(SHIPPED).sampling
     names = SamplingConfig.model_fields
     assert DEFAULT_SAMPLING.model_dump() == {name: getattr(shipped, name) for name in names}
 

@@ -4,31 +4,47 @@ import math
 
 import pytest
 import torch
-from oracles import normal, randomise, scalar, vector
+from oracles import normal, randomise, scalar, seeded, vector
+from tiny import SHIPPED, tiny_config
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.functional import linear, scaled_dot_product_attention
 
-from scorevae.config import EncoderNetworkConfig, ImageConfig, UNetConfig
+from scorevae.config import EncoderNetworkConfig, ImageConfig, UNetConfig, load_config
 from scorevae.errors import UserError
 from scorevae.networks.encoder import (
     LOG_VARIANCE_RANGE,
     ConvEncoder,
+    GaussianHead,
+    ResBlock,
+    SelfAttention,
     build_encoder,
     copy_trunk,
+    middle,
     soft_bound,
 )
 from scorevae.networks.prior import PriorUNet
 from scorevae.networks.time import TimeEmbedding, noise_level, unit_scale
 from scorevae.networks.vae import VAE, build_decoder
-from scorevae.sde import SDE, VPSDE, LinearRate, perturb
+from scorevae.sde import SDE, VPSDE, LinearRate, build_sde, perturb
 
-KINDS = ("conv", "resnet")
+# What distinguishes the networks under test; sides of feature maps are those of 8×8 images.
+KINDS = {
+    "conv": {"kind": "conv"},
+    "resnet": {"kind": "resnet"},
+    "attention": {"kind": "resnet", "attention": [8]},
+    "patch": {"kind": "resnet", "patch": 2},
+    "linear": {"kind": "resnet", "linear": True},
+}
 IMAGE = ImageConfig(channels=2, size=8)
 LATENT = 3
 VP = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3)
 
 
-def settings_of(kind: str, channels: list[int] | None = None) -> EncoderNetworkConfig:
-    return EncoderNetworkConfig(kind=kind, channels=channels or [4, 8], blocks=1, groups=2)
+def settings_of(kind: str, **changes: object) -> EncoderNetworkConfig:
+    plain = {"channels": [4, 8], "blocks": 1, "groups": 2}
+    plain |= {"attention": [], "patch": 1, "linear": False}
+    return EncoderNetworkConfig.model_validate(plain | KINDS[kind] | changes)
 
 
 def encoder_of(kind: str, sde: SDE | None) -> nn.Module:
@@ -37,7 +53,9 @@ def encoder_of(kind: str, sde: SDE | None) -> nn.Module:
 
 
 def unet(sde: SDE, size: int = 8) -> PriorUNet:
-    settings = UNetConfig(channels=[8, 16], blocks=1, attention=[4], groups=4, dropout=0.0)
+    settings = UNetConfig(
+        channels=[8, 16], blocks=1, attention=[4], groups=4, dropout=0.0, output="noise"
+    )
     return PriorUNet(ImageConfig(channels=2, size=size), settings, sde).eval()
 
 
@@ -123,8 +141,8 @@ def test_untrained_encoders_start_at_unit_variance(sde: SDE, kind: str) -> None:
     encoder = build_encoder(settings_of(kind), IMAGE, LATENT, sde).double()
     log_variance = encoder(normal((4, 2, 8, 8), 0), scalar(0.5)).log_variance
     low, high = LOG_VARIANCE_RANGE
-    allowed = math.exp(low) + 1.1 * math.exp(-high)
-    assert log_variance.abs().max() <= allowed  # soft_bound of zero, see below
+    allowed = math.exp(low) + 1.1 * math.exp(-high)  # soft_bound of zero, see below
+    assert log_variance.abs().max() <= (2 if kind == "linear" else 1) * allowed  # bound twice
 
 
 def test_soft_bound_stays_inside_and_is_the_identity_in_the_middle() -> None:
@@ -154,10 +172,11 @@ def test_soft_bound_is_smooth() -> None:
     assert torch.all((slope > 0) & (slope < 1))
 
 
-def test_copied_trunk_gives_the_vaes_means_at_every_time() -> None:
+@pytest.mark.parametrize("kind", ["resnet", "attention", "patch"])  # linear: at t = 0 only
+def test_copied_trunk_gives_the_vaes_means_at_every_time(kind: str) -> None:
     """Time that disturbs the copied weights from the start, or a layer not copied."""
-    source = encoder_of("resnet", None)
-    target = build_encoder(settings_of("resnet"), IMAGE, LATENT, VP).double()
+    source = encoder_of(kind, None)
+    target = build_encoder(settings_of(kind), IMAGE, LATENT, VP).double()
     copy_trunk(source, target)
     x = normal((4, 2, 8, 8), 1)
     expected = source(x, scalar(0.0)).mean
@@ -179,14 +198,205 @@ def test_copied_trunk_of_the_convolutional_encoder() -> None:
         assert torch.equal(weight, head[name]), name
 
 
-# --- decoders --------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["resnet", "attention", "patch", "linear"])
+def test_only_time_and_variance_are_not_copied(kind: str) -> None:
+    """A layer that starts at random, which the means above do not read or hardly show."""
+    source = encoder_of(kind, None)
+    target = build_encoder(settings_of(kind), IMAGE, LATENT, VP).double()
+    copy_trunk(source, target)
+    copied = source.state_dict()
+    left = {n for n, w in target.state_dict().items() if not torch.equal(w, copied.get(n, w[:0]))}
+    own = ("time.", "head.log_variance.")
+    assert {n for n in left if not n.startswith(own) and ".modulation." not in n} == set()
+    assert {n for n in copied if n.startswith("head.log_variance.")} <= left
+
+
+def test_convolutional_encoder_is_the_published_one() -> None:
+    """Levels that halve twice or not at all, and a second convolution in the last level too.
+
+    The published code: 3×3 with stride 2, then 3×3, in all levels but the last.
+    """
+    settings = settings_of("conv", channels=[4, 6, 10])
+    encoder = build_encoder(settings, IMAGE, LATENT, None)
+    layers = [layer for layer in encoder.trunk if isinstance(layer, nn.Conv2d)]
+    found = [(layer.in_channels, layer.out_channels, *layer.stride) for layer in layers]
+    assert found == [(2, 4, 2, 2), (4, 4, 1, 1), (4, 6, 2, 2), (6, 6, 1, 1), (6, 10, 2, 2)]
+    kinds = [type(layer) for layer in encoder.trunk]
+    assert kinds == [nn.Conv2d, nn.GELU] * 5 + [nn.Flatten]
+    assert encoder.trunk(torch.zeros(1, 2, 8, 8)).shape == (1, 10)
+
+
+def test_time_enters_the_convolutional_encoder_before_its_last_layer_only() -> None:
+    """Time in the trunk, which the VAE's weights, copied into it, do not know (appendix B.1)."""
+    encoder, x = encoder_of("conv", VP), normal((1, 2, 8, 8), 0)
+    seen: list[Tensor] = []
+    encoder.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for t in (0.1, 0.9):
+        encoder(x, scalar(t))
+    width = 8 * 2 * 2  # channels and pixels of the smallest feature map
+    assert torch.equal(seen[0][:, :width], seen[1][:, :width])
+    assert not torch.any(seen[0][:, width:] == seen[1][:, width:])
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_become_channels(patch: int) -> None:
+    """Pixels lost on the way into feature maps, patches torn apart, or maps of another size.
+
+    The first layer is a 3×3 convolution of patches: the corner of a feature map reads its own
+    patch and those to the right and below.
+    """
+    encoder = build_encoder(settings_of("patch", patch=patch, channels=[4]), IMAGE, LATENT, None)
+    x = normal((1, 2, 8, 8), 0).float().requires_grad_()
+    maps = encoder.stem(x)
+    assert maps.shape == (1, 4, 8 // patch, 8 // patch)
+    (gradient,) = torch.autograd.grad(maps[0, 0, 0, 0], x, retain_graph=True)
+    near = 2 * patch
+    assert torch.all(gradient[0, :, :near, :near] != 0)
+    assert torch.count_nonzero(gradient) == 2 * near**2
+
+
+# --- the Gaussian head -----------------------------------------------------------------------
+
+
+def test_head_stays_in_single_precision_under_autocast() -> None:
+    """μ rounded to bfloat16, by more than the standard deviations that z − μ is divided by."""
+    head = randomise(GaussianHead(64, LATENT), 0)
+    features = normal((5, 64), 1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = linear(features, head.mean.weight)
+        posterior = head(features)
+        of_halved = head(halved.repeat(1, 22)[:, :64])
+    assert halved.dtype == torch.bfloat16  # the cast was on
+    expected = head(features)
+    for tensor, exact in zip(posterior, expected, strict=True):
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, exact)
+    assert {tensor.dtype for tensor in of_halved} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("channels", [[4], [4, 8], [4, 4, 8]])
+def test_posteriors_are_single_precision_under_autocast(sde: SDE, kind: str) -> None:
+    """A trunk in bfloat16 whose dtype reaches the loss, or crashes the head."""
+    encoder, x_t = encoder_of(kind, sde).float(), normal((3, 2, 8, 8), 0).float()
+    t = torch.tensor([0.0, 0.3, 0.9])
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = encoder(x_t, t)
+    exact = encoder(x_t, t)
+    for tensor, reference in zip(posterior, exact, strict=True):
+        assert tensor.dtype == torch.float32
+        assert torch.all(tensor.isfinite())
+        assert not torch.equal(tensor, reference)  # the trunk did run in bfloat16
+
+
+# --- attention -------------------------------------------------------------------------------
+
+
+def attention_of(channels: int, groups: int) -> SelfAttention:
+    return randomise(SelfAttention(channels, groups).double(), 0)
+
+
+def test_attention_is_pytorchs() -> None:
+    """Softmax over the wrong axis, a wrong scale, values of another pixel, or no residual."""
+    attention, x = attention_of(6, 3), normal((3, 6, 4, 5), 0)
+    parts = attention.query_key_value(attention.norm(x)).unflatten(1, (3, 6)).flatten(3)
+    query, key, value = parts.transpose(2, 3).unbind(1)  # (batch, pixels, channels)
+    mixed = scaled_dot_product_attention(query, key, value)
+    expected = x + attention.out(mixed.transpose(1, 2).unflatten(2, (4, 5)))
+    # float64: sums of 20 terms of order one, in another order
+    torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
+    assert (attention(x) - x).abs().max() > 0.1
+
+
+def test_attention_knows_no_order() -> None:
+    """Pixels exchanged with channels, or height with width, somewhere on the way."""
+    attention, x = attention_of(4, 2), normal((2, 4, 3, 5), 0)
+    order = torch.randperm(15, generator=seeded(1))
+
+    def permuted(x: Tensor) -> Tensor:
+        return x.flatten(2)[:, :, order].unflatten(2, (3, 5))
+
+    torch.testing.assert_close(
+        attention(permuted(x)), permuted(attention(x)), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_attention_has_second_derivatives() -> None:
+    """A fused kernel, which the encoder's objective cannot differentiate."""
+    attention = attention_of(2, 1)
+    x = normal((2, 2, 2, 3), 0).requires_grad_()
+    assert gradcheck(attention, x)
+    assert gradgradcheck(attention, x)
+
+
+def sides_attended(network: nn.Module, run) -> list[int]:
+    """Sides of the feature maps that attend to themselves, in the order in which they do."""
+    seen: list[int] = []
+    for module in network.modules():
+        if isinstance(module, SelfAttention):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    run(network)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("attention", "patch", "expected"),
+    [
+        ([], 1, []),
+        ([8], 1, [8, 8, 4]),
+        ([4], 1, [4, 4, 4]),
+        ([8, 4], 1, [8, 8, 4, 4, 4]),
+        ([4], 2, [4, 4, 2]),
+    ],
+)
+def test_attention_is_where_it_was_asked_for(
+    attention: list[int], patch: int, expected: list[int]
+) -> None:
+    """Sides counted after a halving too many, one block left out, or no middle."""
+    settings = settings_of("resnet", blocks=2, attention=attention, patch=patch)
+    x, z = torch.zeros(1, 2, 8, 8), torch.zeros(1, LATENT)
+    encoder = build_encoder(settings, IMAGE, LATENT, VP)
+    assert sides_attended(encoder, lambda network: network(x, torch.tensor(0.5))) == expected
+    decoder = build_decoder(settings, IMAGE, LATENT)
+    assert sides_attended(decoder, lambda network: network(z)) == expected[::-1]
+
+
+def test_middle_is_that_of_a_ddpm_u_net() -> None:
+    """A middle of another width, blocks in another order, or time that does not reach it."""
+    blocks = middle(settings_of("attention"), time_width=6)
+    assert [type(block) for block in blocks] == [ResBlock, SelfAttention, ResBlock]
+    for block in (blocks[0], blocks[2]):
+        assert (block.modulation.in_features, block.modulation.out_features) == (6, 2 * 8)
+    assert blocks[1].out.in_channels == 8
+    assert all(block.modulation is None for block in middle(settings_of("attention"), None)[::2])
+    assert middle(settings_of("resnet"), time_width=6) == []
+
+
+# --- decoders --------------------------------------------------------------------------------
+
+
+def weights_through(network: nn.Module) -> list[tuple[int, ...]]:
+    """Weights of all convolutions in order, those of transposed ones read backwards."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    return [(*layer.weight.shape, *layer.stride) for layer in layers]
+
+
+def test_convolutional_decoder_mirrors_its_encoder() -> None:
+    """Convolutions in another order or of other widths, strides in other places.
+
+    A transposed convolution's weight has the shape of the convolution that it turns around.
+    """
+    vae = VAE(settings_of("conv", channels=[4, 6, 10]), IMAGE, LATENT)
+    assert len(weights_through(vae.encoder)) == 5
+    assert weights_through(vae.decoder) == weights_through(vae.encoder)[::-1]
+    kinds = [type(layer) for layer in vae.decoder.layers]
+    assert kinds == [nn.Linear, nn.Unflatten, *[nn.GELU, nn.ConvTranspose2d] * 5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [[4], [4, 8], [8, 4, 8]])
 def test_decoders_mirror_the_encoders(kind: str, channels: list[int]) -> None:
     """An upsampling too many or too few: images of another size than those encoded."""
-    vae = VAE(settings_of(kind, channels), IMAGE, LATENT)
+    vae = VAE(settings_of(kind, channels=channels), IMAGE, LATENT)
     x = normal((2, 2, 8, 8), 0).float()
     z = vae.encoder(x, torch.zeros(2)).mean
     assert vae.decoder(z).shape == x.shape
@@ -201,12 +411,30 @@ def test_gradients_reach_every_weight_of_the_decoder(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [10, 30])
 @pytest.mark.parametrize("build", [lambda s, i: build_encoder(s, i, LATENT, None), None])
-def test_images_that_cannot_be_halved_are_refused(kind: str, build) -> None:
+def test_images_that_cannot_be_halved_are_refused(kind: str, size: int, build) -> None:
     """A crash deep inside a layer in place of a message that names the key."""
     build = build or (lambda settings, image: build_decoder(settings, image, LATENT))
-    with pytest.raises(UserError, match="channels"):
-        build(settings_of(kind, [4, 4, 4]), ImageConfig(channels=1, size=10))
+    with pytest.raises(UserError, match="encoder.network: patch .* channels"):
+        build(settings_of(kind, channels=[4, 4, 4]), ImageConfig(channels=1, size=size))
+
+
+# --- presets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", load_config(SHIPPED).presets)
+def test_every_preset_can_be_made_small(preset: str) -> None:
+    """Small parameters for tests that no network accepts, or that drop a preset's attention."""
+    config = tiny_config()
+    chosen, sde = config.presets[preset], build_sde(config.sde)
+    image, settings = chosen.data.image, chosen.encoder.network
+    PriorUNet(image, chosen.prior.network, sde)
+    VAE(settings, image, chosen.latent)
+    encoder = build_encoder(settings, image, chosen.latent, sde)
+    attending = [m for m in encoder.modules() if isinstance(m, SelfAttention)]
+    shipped = load_config(SHIPPED).presets[preset].encoder.network
+    assert len(attending) == (2 if shipped.attention else 0)  # its side and the middle
 
 
 # --- time ------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny import tiny_params, write_params
 
-from scorevae.config import Config, Section, load_config
+from scorevae.config import Config, Section, load_config, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -67,20 +69,42 @@ def tracked(config: Config, key: str) -> object:
     return value
 
 
+def params_of(stage: str, config: Config) -> list[str]:
+    """The keys that a stage tracks, with ``${…}`` replaced by its value as DVC does."""
+
+    def value(match: re.Match) -> str:
+        return str(tracked(config, match[1]))
+
+    return [re.sub(r"\$\{([\w.]+)\}", value, key) for key in GRAPH["stages"][stage]["params"]]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_tracked_params_exist_and_cover_the_selector(stage: str) -> None:
     """Catches a key of dvc.yaml that params.yaml does not have."""
     config = load_config(ROOT / "params.yaml")
-    keys = [key.replace("${preset}", config.preset) for key in GRAPH["stages"][stage]["params"]]
+    keys = params_of(stage, config)
     assert "preset" in keys
     for key in keys:
-        assert isinstance(tracked(config, key), Section | int | float | str)
+        assert isinstance(tracked(config, key), Section | int | float | str | None)
+
+
+@pytest.mark.parametrize("protocol", ["default", "paper"])
+def test_stages_that_draw_track_the_chosen_protocol(protocol: str) -> None:
+    """Catches a sampler whose change would run nothing, and one that is not used but runs all."""
+    config = parse(Config, tiny_params(**{"reconstruct.protocol": protocol}), "tiny")
+    for stage in STAGES:
+        keys = [key for key in params_of(stage, config) if key.startswith("protocols")]
+        drawing = stage in ("reconstruct", "evaluate")
+        assert keys == ([f"protocols.{protocol}"] if drawing else [])
 
 
 def test_every_parameter_is_tracked_by_some_stage() -> None:
-    """Catches a parameter whose change would run nothing."""
+    """Catches a parameter whose change would run nothing.
+
+    Of the presets and of the protocols, those that are chosen count.
+    """
     config = load_config(ROOT / "params.yaml")
-    keys = {k.replace("${preset}", "digits") for s in STAGES for k in GRAPH["stages"][s]["params"]}
+    keys = {key for stage in STAGES for key in params_of(stage, config)}
 
     def leaves(value: object, prefix: str) -> list[str]:
         if isinstance(value, Section):
@@ -88,11 +112,11 @@ def test_every_parameter_is_tracked_by_some_stage() -> None:
             return [x for n in names for x in leaves(getattr(value, n), f"{prefix}{n}.")]
         return [prefix.rstrip(".")]
 
-    names = [
-        *leaves(config.selected, "presets.digits."),
-        *(n for field in Config.model_fields if field != "presets"
-          for n in leaves(getattr(config, field), f"{field}.")),
-    ]  # fmt: skip
+    chosen = {"presets": config.preset, "protocols": config.reconstruct.protocol}
+    prefixes = [
+        f"{name}.{chosen[name]}" if name in chosen else name for name in Config.model_fields
+    ]
+    names = [n for prefix in prefixes for n in leaves(tracked(config, prefix), f"{prefix}.")]
     untracked = {n for n in names if not any(n == k or n.startswith(f"{k}.") for k in keys)}
     assert untracked == set()
 
@@ -101,7 +125,8 @@ def test_every_output_is_declared_once_and_named_in_its_command() -> None:
     """Catches two stages that write one file, and a path that the command does not know."""
     outputs: list[str] = []
     for stage in GRAPH["stages"].values():
-        declared = [name for out in stage["outs"] + stage.get("metrics", []) for name in out]
+        outs = stage["outs"] + stage.get("metrics", [])  # each a name, or a name with options
+        declared = [name for out in outs for name in ([out] if isinstance(out, str) else out)]
         assert all(name in stage["cmd"] for name in declared)
         outputs += declared
     assert len(outputs) == len(set(outputs))
@@ -200,3 +225,23 @@ def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
     figures = clone.folder / "src/scorevae/figures.py"
     figures.write_text(figures.read_text() + "\n# edited\n")
     assert stages_run(clone.run("dvc", "repro")) == ["evaluate"]
+
+
+@pytest.mark.slow
+def test_going_back_to_a_preset_trains_nothing(
+    clone: Clone, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Catches outputs that DVC does not look up in its run cache (those marked persist)."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    trained = clone.run("dvc", "repro", "train_prior")
+    assert stages_run(trained) == ["download", "train_prior"]
+    clone.commit()
+    root = f"presets.faces_small.data.root={pictures}"
+    other = clone.run("dvc", "exp", "run", "-S", "preset=faces_small", "-S", root)
+    assert stages_run(other) == STAGES
+    back = clone.run("dvc", "exp", "run", "-S", "preset=digits", "train_prior")
+    assert stages_run(back) == []

@@ -33,16 +33,19 @@ from scorevae.sampling import (
     uniform_grid,
 )
 from scorevae.score import denoised_to_score, posterior_score, score_to_denoised
-from scorevae.sde import SDE, VESDE, perturb
+from scorevae.sde import SDE, VESDE, VPSDE, LinearRate, perturb
 
 ODE_SAMPLERS = ("ddim", "heun", "dpm_solver_pp")
-SAMPLERS = (*ODE_SAMPLERS, "euler_maruyama", "predictor_corrector")
+SDE_SAMPLERS = ("euler_maruyama", "sde_dpm_solver_pp")  # affine, as those of the ODE
+SAMPLERS = (*ODE_SAMPLERS, *SDE_SAMPLERS, "predictor_corrector")
 SIZES = (64, 128, 256)
 SNR = 0.1
 
 
 def settings_of(sampler: str, steps: int) -> SamplingConfig:
-    return SamplingConfig(sampler=sampler, grid="log_snr", steps=steps, corrector_snr=SNR)
+    return SamplingConfig(
+        sampler=sampler, grid="log_snr", steps=steps, corrector_snr=SNR, clip=False
+    )
 
 
 def no_noise(x: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ def slope_of(errors: list[float]) -> float:
         (lambda: heun, log_snr_grid, 2),
         # Its coefficients are of second order in λ; on a uniform grid the last steps are too
         # wide in λ for the asymptotic slope.
-        (DPMSolverPP2M, log_snr_grid, 2),
+        (lambda: DPMSolverPP2M(stochastic=False), log_snr_grid, 2),
     ],
     ids=["ddim", "heun", "ddim-log_snr", "heun-log_snr", "dpm_solver_pp"],
 )
@@ -189,6 +192,118 @@ def test_euler_maruyama_has_order_one_in_mean_and_variance(sde: SDE) -> None:
         assert slope_of(variance_errors) == pytest.approx(1, abs=0.1)
 
 
+def test_sde_dpm_solver_has_order_two_in_the_variance(sde: SDE) -> None:
+    """The step before left out or weighted wrongly: order one. Any other coefficient: order zero.
+
+    The mean is exact, from any x_1: x̂_0 = E[x_0|x_t] is a martingale of the reverse SDE, and a
+    constant x̂_0 makes no error. E[x_ε|x_1] has the slope Cov(x_ε, x_1)/v_1 = (α_1/α_ε) v_ε/v_1.
+    In the variance each step misses how its own noise moves x̂_0 within it, h²/2 in leading
+    order; the extrapolation of the next step adds just that.
+    """
+    oracle = scalar_data(sde)
+    (mean_1, variance_1), (mean_0, variance_0) = (
+        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
+    )
+    alpha_1, alpha_0 = (sde.marginal(scalar(t)).alpha for t in (1.0, sde.t_min))
+    exact_slope = alpha_1 / alpha_0 * variance_0 / variance_1
+    exact_intercept = mean_0 - exact_slope * mean_1
+    errors = []
+    for steps in SIZES:
+        times, step = log_snr_grid(sde, steps), DPMSolverPP2M(stochastic=True)
+
+        def run(x: Tensor, noise, times=times, step=step) -> Tensor:
+            return integrate(oracle.prior_score, sde, x, times, step=step, noise=noise)
+
+        intercept, slope, noise = affine(run, 1, steps)
+        # float64: some roundings in each of 256 steps; VP divides by α_1 = 0.007 in the first.
+        torch.testing.assert_close(intercept, exact_intercept, rtol=0, atol=1e-12)
+        torch.testing.assert_close(slope, exact_slope, rtol=0, atol=1e-12)
+        errors.append((slope**2 * variance_1 + noise - variance_0).abs().item())
+    assert slope_of(errors) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("grid", [uniform_grid, log_snr_grid, karras_grid])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_sde_dpm_solver_is_exact_for_a_single_image(sde: SDE, grid, steps: int) -> None:
+    """Noise whose variance does not make up for the contraction of x: any step size must do.
+
+    For one data point x̂_0 is constant, and x_s follows N(α_s x_0, σ_s²) wherever x_t did.
+    """
+    x_0, times = vector(0.7, -2.0), grid(sde, steps)
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = sde.marginal(t)
+        return (alpha * x_0 - x_t) / sigma**2
+
+    solver = DPMSolverPP2M(stochastic=True)
+    intercept, slope, noise = affine(
+        lambda x, draw: integrate(score, sde, x, times, step=solver, noise=draw), 2, steps
+    )
+    (alpha_1, sigma_1), (alpha, sigma) = (sde.marginal(t) for t in (times[0], times[-1]))
+    # VP: x̂_0 = (x + σ² s)/α divides by α_1 = 0.007, which costs two digits.
+    tolerance = {"rtol": 1e-11, "atol": 1e-11}
+    torch.testing.assert_close(intercept + slope * alpha_1 * x_0, alpha * x_0, **tolerance)
+    variance = slope**2 * sigma_1**2 + noise
+    torch.testing.assert_close(variance, (sigma**2).expand(2), rtol=1e-11, atol=0)
+
+
+def test_first_sde_step_is_the_ancestral_one(sde: SDE) -> None:
+    """A history invented at the start, or noise of another variance than q(x_s|x_t, x̂_0).
+
+    Ho et al. 2020, eq. 6 and 7, for any process: with a = α_t/α_s and v = σ_t² − a² σ_s², the
+    mean is (a σ_s² x + α_s v x̂_0)/σ_t², the variance v σ_s²/σ_t².
+    """
+    oracle, x, fresh = standardised(sde), normal((4, 2), 0), normal((4, 2), 1)
+    for t, s in ((1.0, 0.99), (0.8, 0.5), (0.3, sde.t_min)):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (sde.marginal(scalar(u)) for u in (t, s))
+        ratio = alpha_t / alpha_s
+        between = sigma_t**2 - ratio**2 * sigma_s**2
+        denoised = score_to_denoised(sde, oracle.prior_score(x, scalar(t)), x, scalar(t))
+        mean = (ratio * sigma_s**2 * x + alpha_s * between * denoised) / sigma_t**2
+        expected = mean + between.sqrt() * sigma_s / sigma_t * fresh
+        step = DPMSolverPP2M(stochastic=True)
+        found = step(oracle.prior_score, sde, x, scalar(t), scalar(s), lambda x: fresh)
+        # `between` is a difference: for t near s some digits less.
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_small_sde_steps_are_those_of_the_reverse_sde(sde: SDE) -> None:
+    """A process with the right marginals and other noise: that of the ODE has the same ones.
+
+    Against Euler–Maruyama the drift differs by O(h²), the noise by O(h^{3/2}).
+    """
+    oracle, x, t = standardised(sde), normal((4, 2), 0), scalar(0.5)
+    drift, noise = [], []
+    for width in (2**-9, 2**-11, 2**-13):
+        quiet, loud = (
+            [
+                step(oracle.prior_score, sde, x, t, t - width, draw)
+                for step in (DPMSolverPP2M(stochastic=True), euler_maruyama)
+            ]
+            for draw in (torch.zeros_like, torch.ones_like)
+        )
+        drift.append((quiet[0] - quiet[1]).abs().max().item())
+        ours, theirs = (b - a for a, b in zip(quiet, loud, strict=True))
+        noise.append((ours - theirs).abs().max().item())
+    for errors, order in ((drift, 2), (noise, 1.5)):
+        for coarse, fine in itertools.pairwise(errors):
+            assert np.log(coarse / fine) / np.log(4) == pytest.approx(order, abs=0.1)
+
+
+def test_sde_step_to_a_clean_image_is_its_estimate() -> None:
+    """Noise left where there is none to be: at σ_s = 0 the step returns α_s x̂_0."""
+    sde = VPSDE(LinearRate(0.1, 20.0), t_min=1e-12)
+    oracle, x, t, s = standardised(sde), normal((4, 2), 0), scalar(0.5), scalar(1e-12)
+    denoised = score_to_denoised(sde, oracle.prior_score(x, t), x, t)
+    sigma = sde.marginal(s).sigma  # 3e-7
+    for sign in (-1, 1):
+        found = DPMSolverPP2M(stochastic=True)(
+            oracle.prior_score, sde, x, t, s, lambda x, sign=sign: torch.full_like(x, sign)
+        )
+        # α_s is 1 − σ²/2; what is left of x is of order σ² too
+        torch.testing.assert_close(found, denoised + sign * sigma, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("sampler", ODE_SAMPLERS)
 def test_ode_solvers_are_exact_for_a_single_image(sde: SDE, sampler: str) -> None:
     """For one data point ε̂ and x̂_0 are constant along the flow: any step size must do."""
@@ -209,10 +324,12 @@ def test_first_multistep_step_is_ddim(sde: SDE) -> None:
     """A history invented at the start."""
     oracle, x = standardised(sde), normal((4, 2), 0)
     ends = oracle.prior_score, sde, x, scalar(0.8), scalar(0.5), no_noise
-    torch.testing.assert_close(DPMSolverPP2M()(*ends), ddim(*ends), rtol=1e-10, atol=1e-10)
+    solver = DPMSolverPP2M(stochastic=False)
+    torch.testing.assert_close(solver(*ends), ddim(*ends), rtol=1e-10, atol=1e-10)
 
 
-def test_multistep_extrapolates_to_the_middle_of_the_step(sde: SDE) -> None:
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_multistep_extrapolates_to_the_middle_of_the_step(sde: SDE, stochastic: bool) -> None:
     """The ratio of step widths inverted: on grids equal in λ, and in the order, it hides.
 
     With x̂_0 = ℓ, linear in ℓ = ln(α/σ), the estimate D must be ℓ half-way through the step.
@@ -224,13 +341,15 @@ def test_multistep_extrapolates_to_the_middle_of_the_step(sde: SDE) -> None:
     def score(x_t: Tensor, t: Tensor) -> Tensor:
         return denoised_to_score(sde, level(t).expand(x_t.shape), x_t, t)
 
-    step, x = DPMSolverPP2M(), normal((3, 2), 0)
+    step, x = DPMSolverPP2M(stochastic=stochastic), normal((3, 2), 0)
+    noise = torch.zeros_like if stochastic else no_noise
     t, s, r = scalar(0.8), scalar(0.7), scalar(0.3)
-    x_s = step(score, sde, x, t, s, no_noise)
-    x_r = step(score, sde, x_s, s, r, no_noise)
+    x_s = step(score, sde, x, t, s, noise)
+    x_r = step(score, sde, x_s, s, r, noise)
     width, middle = level(r) - level(s), 0.5 * (level(r) + level(s))
-    alpha, sigma = sde.marginal(r)
-    expected = sigma / sde.marginal(s).sigma * x_s + alpha * (1 - torch.exp(-width)) * middle
+    (alpha, sigma), sigma_s = sde.marginal(r), sde.marginal(s).sigma
+    kept, width = (torch.exp(-width), 2 * width) if stochastic else (1, width)
+    expected = kept * sigma / sigma_s * x_s + alpha * (1 - torch.exp(-width)) * middle
     torch.testing.assert_close(x_r, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -286,7 +405,7 @@ LATENT = vector(1.2, -1.0)
 
 def discrete_moments(oracle: LinearGaussian, sampler: str, steps: int) -> tuple[Tensor, Tensor]:
     """Mean and variance that ``generate`` gives with these steps, from its affine map."""
-    draws = steps - 1 if sampler == "euler_maruyama" else 0
+    draws = steps - 1 if sampler in SDE_SAMPLERS else 0
     score, settings = posterior(oracle, 2 + draws), settings_of(sampler, steps)
 
     def run(x: Tensor, noise) -> Tensor:
@@ -344,6 +463,17 @@ def test_generation_converges_to_the_posterior(sde: SDE, sampler: str) -> None:
     allowed_variance = 1.5 * (coarse[1] - fine[1]).abs() + 1.1 * (left_out + start_variance)
     assert torch.all((fine[0] - mean).abs() <= allowed_mean + 1e-12)
     assert torch.all((fine[1] - variance).abs() <= allowed_variance + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stochastic"), [("dpm_solver_pp", False), ("sde_dpm_solver_pp", True)]
+)
+def test_both_multistep_solvers_can_be_chosen(sampler: str, stochastic: bool) -> None:
+    """Names exchanged: the one that draws noise is the one that says so."""
+    oracle, x = standardised(VESDE(0.01, 50.0, t_min=1e-3)), normal((4, 2), 0)
+    ends = oracle.prior_score, oracle.sde, x, scalar(0.8), scalar(0.5), torch.ones_like
+    chosen, expected = make_step(settings_of(sampler, 4)), DPMSolverPP2M(stochastic=stochastic)
+    assert torch.equal(chosen(*ends), expected(*ends))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -415,7 +545,7 @@ def test_settings_choose_the_grid(sde: SDE, name: str) -> None:
         seen.append(t.item())
         return -x_t
 
-    settings = SamplingConfig(sampler="ddim", grid=name, steps=6, corrector_snr=SNR)
+    settings = settings_of("ddim", 6).model_copy(update={"grid": name})
     generate(score, sde, normal((1, 2), 0), settings)
     grids = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
     assert seen == grids[name](sde, 5).tolist()

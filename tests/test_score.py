@@ -15,7 +15,7 @@ from oracles import (
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from scorevae.config import ImageConfig, SamplingConfig
+from scorevae.config import EncoderNetworkConfig, ImageConfig, SamplingConfig
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.encoder import ConvEncoder, ResNetEncoder
 from scorevae.sampling import generate
@@ -31,7 +31,9 @@ from scorevae.score import (
 from scorevae.sde import SDE, VPSDE, LinearRate, perturb
 
 VP = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3)
-SAMPLERS = ("euler_maruyama", "ddim", "heun", "dpm_solver_pp", "predictor_corrector")
+SAMPLERS = (
+    "euler_maruyama", "ddim", "heun", "dpm_solver_pp", "sde_dpm_solver_pp", "predictor_corrector",
+)  # fmt: skip
 
 
 def conv_encoder() -> torch.nn.Module:
@@ -39,13 +41,19 @@ def conv_encoder() -> torch.nn.Module:
     return randomise(network, 0)
 
 
-def resnet_encoder() -> torch.nn.Module:
-    image = ImageConfig(channels=1, size=4)
-    network = ResNetEncoder(image, 2, [2, 4], blocks=1, groups=1, sde=VP).double()
+def resnet_encoder(**changes: object) -> torch.nn.Module:
+    plain = {"channels": [2, 4], "blocks": 1, "groups": 1}
+    plain |= {"attention": [], "patch": 1, "linear": False}
+    settings = EncoderNetworkConfig.model_validate({"kind": "resnet"} | plain | changes)
+    network = ResNetEncoder(ImageConfig(channels=1, size=4), 2, settings, VP).double()
     return randomise(network, 0)
 
 
-@pytest.fixture(params=[conv_encoder, resnet_encoder])
+def full_encoder() -> torch.nn.Module:
+    return resnet_encoder(attention=[2], patch=2, linear=True)
+
+
+@pytest.fixture(params=[conv_encoder, resnet_encoder, full_encoder])
 def encoder(request) -> torch.nn.Module:
     """A tiny float64 network with weights that are nowhere zero."""
     return request.param()
@@ -108,7 +116,9 @@ def test_guidance_scales_the_correction(sde: SDE) -> None:
 def test_no_guidance_is_the_prior_bit_for_bit(sde: SDE, sampler: str) -> None:
     """An encoder that is called after all: 0 · inf is nan, and its time is spent for nothing."""
     oracle = skewed(sde)
-    settings = SamplingConfig(sampler=sampler, grid="log_snr", steps=6, corrector_snr=0.1)
+    settings = SamplingConfig(
+        sampler=sampler, grid="log_snr", steps=6, corrector_snr=0.1, clip=False
+    )
     x_1 = sde.terminal_std * normal((4, 3), 0)
 
     def draw(score) -> torch.Tensor:

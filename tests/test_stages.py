@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 from tiny import tiny_params, write_params
 
+from scorevae.checkpoint import FORMAT
 from stages import download, evaluate, reconstruct, train_encoder, train_prior, train_vae_baseline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,10 +76,11 @@ def test_metrics_hold_every_number_for_both_systems(finished: Path) -> None:
     assert list(numbers) == ["scorevae", "vae"]
     for values in numbers.values():
         assert list(values) == [
-            "l2", "mse", "psnr", "ssim", "sharpness", "lpips", "rate_nats", "active_units",
-            "class_agreement",
+            "l2", "mse", "psnr", "ssim", "sharpness", "lpips", "paper_lpips", "rate_nats",
+            "active_units", "class_agreement",
         ]  # fmt: skip
-        assert values["lpips"] is None  # 8 pixels are too few
+        missing = [name for name, value in values.items() if value is None]
+        assert missing == ["lpips", "paper_lpips"]  # 8 pixels are too few
         assert all(np.isfinite(v) for v in values.values() if v is not None)
 
 
@@ -142,13 +144,78 @@ def test_another_seed_gives_other_weights(workspace: Path) -> None:
     assert (workspace / "models/digits/vae.safetensors").read_bytes() != before
 
 
+def test_lpips_folder_says_why_it_is_empty(finished: Path) -> None:
+    """Catches a null in the metrics whose reason is lost."""
+    status = json.loads((finished / "models/digits/lpips/lpips.json").read_text())
+    assert set(status) == {"alex", "vgg"}
+    assert all("images of 8 pixels are under the 32" in reason for reason in status.values())
+
+
+def test_required_lpips_stops_the_download(workspace: Path) -> None:
+    """Catches a preset that trains for days and then cannot be compared with the paper."""
+    write_params(workspace / "params.yaml", tiny_params(**{"presets.digits.lpips.required": True}))
+    before = contents(workspace)
+    result = run("download")
+    assert result.exit_code == 1
+    assert "This preset requires LPIPS" in result.output
+    assert contents(workspace) == before
+
+
+def test_mirroring_reaches_the_training(workspace: Path) -> None:
+    """Catches a preset's flip that is read and ignored."""
+    before = (workspace / "models/digits/vae.safetensors").read_bytes()
+    write_params(workspace / "params.yaml", tiny_params(**{"presets.digits.flip": True}))
+    assert run("train_vae_baseline").exit_code == 0
+    assert (workspace / "models/digits/vae.safetensors").read_bytes() != before
+
+
+def test_workers_change_no_weight(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a way for images to travel that changes what a stage learns."""
+    before = (workspace / "models/digits/vae.safetensors").read_bytes()
+    monkeypatch.setenv("SCOREVAE_WORKERS", "1")
+    assert run("train_vae_baseline").exit_code == 0
+    assert (workspace / "models/digits/vae.safetensors").read_bytes() == before
+
+
+def test_fewer_test_images(workspace: Path) -> None:
+    """Catches a limit that one of the two stages ignores, and other images than the first."""
+    whole = np.load(workspace / "results/reconstructions/vae_images.npy")
+    errors = (workspace / "results/errors.csv").read_text().splitlines()
+    write_params(workspace / "params.yaml", tiny_params(**{"presets.digits.test_images": 20}))
+    for stage in ("reconstruct", "evaluate"):
+        assert run(stage).exit_code == 0
+    for system in ("scorevae", "vae"):
+        images = np.load(workspace / f"results/reconstructions/{system}_images.npy")
+        assert images.shape == (20, 1, 8, 8)
+    # The VAE draws nothing: float32 convolutions of another batch size.
+    np.testing.assert_allclose(images, whole[:20], atol=1e-5)
+    fewer = (workspace / "results/errors.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in fewer] == [row.split(",")[:2] for row in errors[:21]]
+
+
+def test_protocol_is_the_chosen_one(workspace: Path) -> None:
+    """Catches a protocol whose sampler, or whose z, is ignored."""
+    seen = {}
+    for name in ("default", "ode", "paper"):
+        overrides = {"reconstruct.protocol": name, "presets.digits.test_images": 10}
+        write_params(workspace / "params.yaml", tiny_params(**overrides))
+        assert run("reconstruct").exit_code == 0
+        seen[name] = np.load(workspace / "results/reconstructions/scorevae_images.npy")
+    assert not np.allclose(seen["default"], seen["ode"])
+    overrides |= {"protocols.paper.z": "mean"}
+    write_params(workspace / "params.yaml", tiny_params(**overrides))
+    assert run("reconstruct").exit_code == 0
+    of_the_mean = np.load(workspace / "results/reconstructions/scorevae_images.npy")
+    assert not np.allclose(seen["paper"], of_the_mean)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"betta": 0.1}, "betta: unexpected key"),
         ({"beta": "large"}, "beta: got 'large'"),
-        ({"preset": "imagenet"}, "preset 'imagenet' is not under presets; choose one of: digits"),
+        ({"preset": "imagenet"}, "preset 'imagenet' is not under presets; choose one of: "),
     ],
 )
 def test_wrong_parameters_stop_every_stage_before_it_starts(
@@ -187,7 +254,7 @@ def damage_pickle(path: Path) -> None:
     [
         (damage_missing, "no such file; run the stage that writes it"),
         (damage_foreign, "carries no ScoreVAE header"),
-        (damage_kind, "weights of format 1; give"),
+        (damage_kind, f"weights of format {FORMAT}; give"),
         (damage_pickle, "not a safetensors file"),
     ],
 )

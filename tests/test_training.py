@@ -2,18 +2,22 @@
 
 import copy
 import math
+import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from scorevae import training
+from scorevae import data, training
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
 from scorevae.randomness import global_seed
@@ -186,6 +190,34 @@ def test_signal_saves_and_stops(accelerator: Accelerator, number: signal.Signals
     again = Run(accelerator, state=cut.state)
     assert_same(again.go().state_dict(), expected.state_dict())
     assert_same(again.numbers(), whole.numbers())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_all_processes_saves_and_stops(
+    accelerator: Accelerator, number: signal.Signals
+) -> None:
+    """Catches workers that read ahead, die of the signal and take the run with them, unsaved.
+
+    Ctrl-C, systemd and Slurm signal every process of a run. A worker makes a difference between
+    its parent's signals and others: hence the shell.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 3, 1), dtype=np.uint8)
+    read = data.batches(images, 8, seed=0, flip=False, workers=1)
+    others = {child.pid for child in multiprocessing.active_children()}
+
+    def to_all() -> None:
+        children = {child.pid for child in multiprocessing.active_children()}
+        workers = sorted(children - others)
+        assert len(workers) == 1
+        pids = " ".join(map(str, [os.getpid(), *workers]))
+        subprocess.run(["sh", "-c", f"kill -{number} {pids}"], check=True)
+        time.sleep(0.5)  # until a dead worker would have been noticed
+
+    objective = stopping_at(3, to_all)
+    cut = Run(accelerator, batches=lambda step: read(step).flatten(1), objective=objective)
+    with pytest.raises(KeyboardInterrupt, match="test/run: state saved after step 4"):
+        cut.go()
+    assert cut.state.saved["step"] == 4
 
 
 def test_finished_state_only_returns_the_result(accelerator: Accelerator) -> None:

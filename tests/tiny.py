@@ -29,12 +29,19 @@ def tiny_params(**overrides: Any) -> dict[str, Any]:  # noqa: ANN401 (any value 
     tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     for preset in tree["presets"].values():
         preset["latent"] = 4
+        preset["lpips"] |= {"trunk": None, "required": False}
+        size = preset["data"]["image"]["size"]
+        channels = [8, 16] if size < 32 else [8, 8, 16]
         for network in (preset["prior"]["network"], preset["encoder"]["network"]):
-            network |= {"channels": [8, 16], "groups": 4}
+            network |= {"channels": channels, "blocks": 1, "groups": 4}
+            if network["attention"]:
+                side = size // network.get("patch", 1)
+                network["attention"] = [side // 2 ** (len(channels) - 1)]
         warm_start = preset["encoder"]["warm_start"]
         for part in (preset["prior"], preset["vae"], preset["encoder"], warm_start):
             part["training"] |= TRAINING
-    tree["reconstruct"]["steps"] = 3
+    for protocol in tree["protocols"].values():
+        protocol["steps"] = 3
     tree["evaluate"] |= {"figure_images": 3, "interpolation_steps": 3}
     for name, value in overrides.items():
         put(tree, name, value)

@@ -6,6 +6,8 @@ the source has no labels) and ``meta.json``. :mod:`scorevae.sources` writes it.
 """
 
 import os
+import signal
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -174,7 +176,7 @@ def default_workers(device: torch.device) -> int:
     chosen = os.environ.get("SCOREVAE_WORKERS")
     if chosen is None:
         return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
-    if not chosen.isdigit():
+    if not (chosen.isascii() and chosen.isdigit()):
         raise UserError(f"SCOREVAE_WORKERS: got {chosen!r}; give a whole number from 0")
     return int(chosen)
 
@@ -214,13 +216,15 @@ class _ReadAhead:
     def __init__(self, images: StoredImages, draw: Draw, workers: int) -> None:
         self._stored, self._workers = _Stored(images, draw), workers
         self._next: int | None = None
-        self._loader: Iterator[StoredBatch] = iter(())
+        self._running: list[Iterator[StoredBatch]] = []
+        # Ends the workers before multiprocessing would wait for them, who ignore its SIGTERM.
+        weakref.finalize(self, self._running.clear)
 
     def __call__(self, step: int) -> StoredBatch:
         if step != self._next:  # the first call, or a jump: training goes on from a saved state
-            self._loader = self._from(step)
+            self._running[:] = [self._from(step)]
         self._next = step + 1
-        return next(self._loader)
+        return next(self._running[0])
 
     def _from(self, step: int) -> Iterator[StoredBatch]:
         loader = DataLoader(
@@ -230,6 +234,18 @@ class _ReadAhead:
             num_workers=self._workers,
             prefetch_factor=4,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else it would draw from the one that seeds dropout
         )
         return iter(loader)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave SIGINT and SIGTERM to the parent, which saves its state and ends its workers.
+
+    Ctrl-C and job schedulers signal every process of a run; a worker that died of it would take
+    the parent with it, unsaved.
+    """
+    del worker
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

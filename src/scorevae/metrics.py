@@ -95,13 +95,14 @@ def train_classifier(train: Split, limit: int, seed: int) -> Classifier:
 
     if train.labels is None:
         raise MetricUnavailable("class_agreement: the data have no labels")
-    if len(np.unique(train.labels)) < 2:
-        raise MetricUnavailable("class_agreement: the training labels hold a single class")
     rng = np.random.default_rng(derive_seed(seed, "classifier"))
     chosen = rng.permutation(len(train.images))[:limit]
-    model = SVC() if train.labels.ndim == 1 else RidgeClassifier()
+    labels = train.labels[chosen]
+    if len(np.unique(labels)) < 2:
+        raise MetricUnavailable("class_agreement: the training labels hold a single class")
+    model = SVC() if labels.ndim == 1 else RidgeClassifier()
     images = to_unit_range(to_tensor(train.images[chosen]))
-    model.fit(images.flatten(1).numpy(), train.labels[chosen])
+    model.fit(images.flatten(1).numpy(), labels)
     return lambda x: model.predict(x.flatten(1).numpy())
 
 

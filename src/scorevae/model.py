@@ -24,7 +24,7 @@ Images = Float[Tensor, "batch channel height width"]
 Report = Callable[[int], None]
 
 DEFAULT_SAMPLING = SamplingConfig(
-    sampler="sde_dpm_solver_pp", grid="log_snr", steps=40, corrector_snr=0.16, clip=True
+    sampler="dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
 )
 
 
@@ -117,6 +117,7 @@ class ScoreVAE:
         guidance: float = 1.0,
         seed: int = 0,
         x_1: Images | None = None,
+        shared: int = 1,
         report: Report = lambda done: None,
     ) -> Images:
         """Draw one image from p(x|z) for each latent.
@@ -126,6 +127,7 @@ class ScoreVAE:
             guidance: γ of :func:`scorevae.score.posterior_score`.
             seed: of x_1 and of the sampler's noise.
             x_1: the noise to start from, standard normal, instead of a draw.
+            shared: so many consecutive latents see the same noise of the sampler.
             report: called with the number of images done.
 
         Raises:
@@ -143,7 +145,7 @@ class ScoreVAE:
                 log_determinant=self._log_determinant,
             )
 
-        return self._draw(len(z), score, seed, x_1, report)
+        return self._draw(len(z), score, seed, x_1, report, shared)
 
     def reconstruct(self, images: Images, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
@@ -163,13 +165,14 @@ class ScoreVAE:
     ) -> Float[Tensor, "pairs steps channel height width"]:
         """Images along the straight line between the latents of each pair, ends included.
 
-        Every image of a pair starts from the same x_1, so that only z changes along the line.
+        Every image of a pair sees the same x_1 and the same noise of the sampler, so that only z
+        changes along the line.
         """
         start, end = self.encode(first).mean, self.encode(second).mean
         weight = torch.linspace(0, 1, steps)[None, :, None]
         z = (1 - weight) * start[:, None] + weight * end[:, None]
         x_1 = self._noise(len(first), seed).repeat_interleave(steps, dim=0)
-        images = self.decode(z.flatten(0, 1), guidance=guidance, seed=seed, x_1=x_1)
+        images = self.decode(z.flatten(0, 1), guidance=guidance, seed=seed, x_1=x_1, shared=steps)
         return images.unflatten(0, (len(first), steps))
 
     def _noise(self, count: int, seed: int) -> Images:
@@ -182,22 +185,27 @@ class ScoreVAE:
         seed: int,
         x_1: Images | None,
         report: Report,
+        shared: int = 1,
     ) -> Images:
         x_1 = self._noise(count, seed) if x_1 is None else x_1
         if x_1.shape != (count, *self.image_shape):
             raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {(count, *self.image_shape)}")
         parts = []
-        for rows in self._slices(count):
+        for rows in self._slices(count, shared):
             generator = make_generator(self.device, seed, "sampler", rows.start)
             start = x_1[rows].to(self.device) * self.sde.terminal_std
-            x_0 = generate(score(rows), self.sde, start, self.sampling, noise=_draws(generator))
+            x_0 = generate(
+                score(rows), self.sde, start, self.sampling, noise=_draws(generator, shared)
+            )
             parts.append(to_unit_range(x_0).cpu())
             report(rows.stop)
         return torch.cat(parts)
 
-    def _slices(self, count: int) -> Iterator[slice]:
-        for first in range(0, count, self.batch):
-            yield slice(first, min(first + self.batch, count))
+    def _slices(self, count: int, shared: int) -> Iterator[slice]:
+        """Slices of at most ``batch`` images, in whole groups of ``shared``."""
+        size = max(1, self.batch // shared) * shared
+        for first in range(0, count, size):
+            yield slice(first, min(first + size, count))
 
     def _check_images(self, images: Images) -> None:
         if len(images) == 0 or images.shape[1:] != self.image_shape:
@@ -246,10 +254,12 @@ class VAEBaseline:
         return Reconstructions(torch.cat(decoded), posterior)
 
 
-def _draws(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Standard normal noise like its argument, from one generator."""
+def _draws(generator: torch.Generator, shared: int) -> Callable[[Tensor], Tensor]:
+    """Standard normal noise like its argument, the same for ``shared`` consecutive rows."""
 
     def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        shape = (len(x) // shared, *x.shape[1:])
+        drawn = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        return drawn.repeat_interleave(shared, dim=0)
 
     return noise

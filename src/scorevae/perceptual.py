@@ -13,6 +13,7 @@ from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.hub import download_url_to_file, get_dir
@@ -99,8 +100,8 @@ def _locate(net: LPIPSNet, own: str | None) -> Path:
     file = trunk_file(net)
     path = Path(get_dir()) / "checkpoints" / file.name
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=False)
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             raise LPIPSUnavailable(
@@ -139,7 +140,7 @@ def load_lpips(folder: Path, net: LPIPSNet) -> nn.Module:
         if why.startswith("unavailable"):
             raise LPIPSUnavailable(f"lpips {net} {why}")
         trunk = load_file(folder / f"{net}.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{folder}: no LPIPS trunk ({error}); run the stage download again"
         ) from None

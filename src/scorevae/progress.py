@@ -35,7 +35,9 @@ def progress(name: str, first: int, total: int | None) -> Iterator[Advance]:
             yield update
         return
     if first:
-        print(f"{name}: resuming at {first} of {total}", flush=True)
+        print(
+            f"{name}: resuming at {first}" + ("" if total is None else f" of {total}"), flush=True
+        )
     tenth = 10_000 if total is None else max(1, total // 10)
     of_total = "" if total is None else f"/{total}"
     printed = first // tenth

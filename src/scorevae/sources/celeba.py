@@ -58,6 +58,11 @@ def read_celeba(
     Raises:
         UserError: a file is missing, altered, cannot be fetched, or an image is damaged.
     """
+    if settings.image.size > CROP:
+        raise UserError(
+            f"data.image.size: got {settings.image.size}; CelebA's crop has {CROP} pixels a side, "
+            "choose at most that"
+        )
     base = _fetched(md5) if root is None else root
     lists = read_lists(base, md5)
     with _images(base, md5) as read:

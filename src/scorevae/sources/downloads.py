@@ -1,12 +1,16 @@
 """Official files: those that the user has, else those that are fetched; always checked."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from gdown.exceptions import DownloadError
 from torchvision.datasets.utils import calculate_md5
 
 from scorevae.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def downloads_folder() -> Path:
@@ -65,7 +69,9 @@ def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
     downloads_folder().mkdir(parents=True, exist_ok=True)
     try:
         download()
-    except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError
+    except (OSError, RuntimeError, ValueError, DownloadError) as error:  # URLError is an OSError
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{what}: cannot be downloaded ({reason}); put {wanted} into a folder and name the "

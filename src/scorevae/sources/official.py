@@ -1,10 +1,12 @@
 """MNIST and CIFAR-10, read by torchvision from the official files."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, download_url
 
 from scorevae.config import DataConfig
 from scorevae.data import SplitName
@@ -29,16 +31,21 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
     """
     del settings
     resources: dict[str, str] = dict(datasets.MNIST.resources)
-    base = downloads_folder() if root is None else writer.folder / "unpacked"
-    if root is not None:
-        files = find_checked(root, resources)
-        if files is None:
-            raise UserError(f"{root}: holds none of {', '.join(resources)}; put them there")
-        raw = base / "MNIST" / "raw"
-        raw.mkdir(parents=True)
-        for name, path in files.items():
-            (raw / name).symlink_to(path.resolve())
-    fetch("MNIST", "its four gz files", lambda: datasets.MNIST(str(base), download=True))
+    if root is None:
+        root = downloads_folder() / "MNIST" / "raw"
+        for name, md5 in resources.items():
+            if not check_integrity(str(root / name), md5):
+                fetch(f"MNIST's {name}", ", ".join(resources), partial(_from_mirror, name, root))
+    files = find_checked(root, resources)
+    if files is None:
+        raise UserError(f"{root}: holds none of {', '.join(resources)}; put them there")
+    # Unpacked anew: unpacked files have no checksum.
+    base = writer.folder / "unpacked"
+    raw = base / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, path in files.items():
+        (raw / name).symlink_to(path.resolve())
+    fetch("MNIST", ", ".join(resources), lambda: datasets.MNIST(str(base), download=True))
     for split, dataset in _both(datasets.MNIST, base):
         writer.images(split, iter([dataset.data.numpy()[..., None]]))
         writer.labels(split, dataset.targets.numpy())
@@ -47,6 +54,19 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
         licence="CC BY-SA 3.0",
         details={"classes": [str(digit) for digit in range(10)]},
     )
+
+
+def _from_mirror(name: str, folder: Path) -> None:
+    """Fetch one file from the first of torchvision's mirrors that answers."""
+    *mirrors, last = datasets.MNIST.mirrors
+    md5 = dict(datasets.MNIST.resources)[name]
+    for mirror in mirrors:
+        try:
+            download_url(f"{mirror}{name}", str(folder), name, md5)
+            return
+        except (OSError, RuntimeError) as error:
+            print(f"{mirror}: {error}; trying {last}", flush=True)
+    download_url(f"{last}{name}", str(folder), name, md5)
 
 
 def read_cifar10(
@@ -72,7 +92,8 @@ def read_cifar10(
         if archive is None and unpacked is None:
             return read_folder(settings, root, writer)
         if unpacked is not None:
-            for name, md5 in dataset.train_list + dataset.test_list:
+            meta = (dataset.meta["filename"], dataset.meta["md5"])
+            for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
                 if not (unpacked / name).is_file():
                     raise UserError(f"{unpacked / name}: missing; unpack the archive again")
                 check_md5(unpacked / name, md5)

@@ -66,7 +66,7 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
         raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
     side = crop or min(picture.size)
     if min(picture.size) < side or side < image.size:
-        needed = f"at least {crop or image.size} pixels a side"
+        needed = f"at least {max(side, image.size) if crop else image.size} pixels a side"
         raise BadImage(f"{picture.width}×{picture.height} pixels, {needed} are asked for")
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side))

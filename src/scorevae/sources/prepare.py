@@ -1,6 +1,5 @@
 """A source of images to a prepared data set: the whole of the stage ``download``'s first half."""
 
-import errno
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from scorevae.files import replacing, sha256
 from scorevae.sources.arrays import SPLITS, DatasetWriter
 from scorevae.sources.celeba import read_celeba
 from scorevae.sources.digits import read_digits
+from scorevae.sources.downloads import DISK_FULL
 from scorevae.sources.folder import read_folder
 from scorevae.sources.official import read_cifar10, read_mnist
 from scorevae.sources.origin import Origin
@@ -61,7 +61,7 @@ def prepare(settings: DataConfig, folder: Path) -> None:
             shutil.rmtree(temporary / "unpacked", ignore_errors=True)
             _write_meta(temporary, writer, origin)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); free some space, or make "

@@ -4,20 +4,50 @@ Nothing is written under a name that an archive chose, so that no archive can re
 name that tries is refused all the same.
 """
 
+import bz2
+import gzip
+import lzma
 import os
+import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from scorevae.errors import UserError
 from scorevae.sources.pixels import SUFFIXES, BadImage
 
 MAX_FILE_BYTES = 2**28  # of one image file; a larger member is a bomb or no image
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVES = (".zip", *TARS)
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".tar": open,
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+
+# What the libraries raise on archives that are cut short or altered.
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+)
+
+
+class Readable(Protocol):
+    """An open file of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+        ...
 
 
 class ImageFile(NamedTuple):
@@ -48,6 +78,7 @@ def image_files(root: Path) -> Iterator[ImageFile]:
         for path in files:
             if path.name.lower().endswith(ARCHIVES):
                 prefix = path.relative_to(root).as_posix()
+                prefix = prefix[: -len(next(e for e in ARCHIVES if prefix.lower().endswith(e)))]
                 for name, read in _archive(path):
                     yield ImageFile(f"{prefix}/{name}", read)
 
@@ -79,19 +110,22 @@ def _reader(path: Path) -> Callable[[], bytes]:
 
 def _archive(path: Path) -> Iterator[ImageFile]:
     try:
-        if zipfile.is_zipfile(path):
-            yield from _zip_members(path)
-        elif path.name.lower().endswith(ARCHIVES[1:]):
+        if path.name.lower().endswith(TARS):  # first: a tar may end with a zip
             yield from _tar_members(path)
+        elif zipfile.is_zipfile(path):
+            yield from _zip_members(path)
         else:
             raise UserError(
                 f"{path}: neither a folder nor a whole archive ({', '.join(ARCHIVES)}); name one "
                 "in data.root, or fetch the archive again"
             )
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: damaged or incomplete archive ({error}); fetch it again"
-        ) from None
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception | str) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path}: damaged or incomplete archive ({reason}); fetch it again")
 
 
 def _zip_members(path: Path) -> Iterator[ImageFile]:
@@ -100,35 +134,64 @@ def _zip_members(path: Path) -> Iterator[ImageFile]:
             if _wanted(path, info.filename, info.file_size) and not info.is_dir():
                 if info.flag_bits & 1:
                     raise UserError(f"{path}: {info.filename!r} is encrypted; unpack it yourself")
-                yield ImageFile(info.filename, _zip_reader(archive, info))
+                yield ImageFile(info.filename, partial(_read_zipped, archive, info))
 
 
-def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
-    def read() -> bytes:
-        try:
-            with archive.open(info) as file:
-                return _bounded(file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise BadImage(str(error)) from None
-
-    return read
+def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A damaged member of a zip is a bad image: the others can still be read."""
+    try:
+        with archive.open(info) as file:
+            return _bounded(file)
+    except (*DAMAGE, NotImplementedError) as error:
+        raise BadImage(str(error)) from None
 
 
 def _tar_members(path: Path) -> Iterator[ImageFile]:
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            if _wanted(path, member.name, member.size) and member.isreg():
-                file = archive.extractfile(member)
-                assert file is not None
-                yield ImageFile(member.name.removeprefix("./"), partial(_bounded, file))
-            # tarfile remembers every header; this loop never looks back.
-            archive.members.clear()  # type: ignore[attr-defined]
+    opener = OPENERS[path.suffix.lower()]
+    with opener(path, "rb") as file:
+        stream = _Watched(file)
+        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
+            while (member := archive.next()) is not None:
+                if _wanted(path, member.name, member.size) and member.isreg():
+                    name = member.name.removeprefix("./")
+                    yield ImageFile(name, partial(_read_tarred, path, archive, member))
+                # tarfile remembers every header; this loop never looks back.
+                archive.members.clear()
+        # tarfile takes whatever is no header for the end. The real one is a block of zeros.
+        if stream.last != bytes(tarfile.BLOCKSIZE):
+            raise _damaged(path, "it does not end as a tar does")
+        while file.read(2**20):  # a compressed stream states its checksum behind its end
+            pass
+
+
+def _read_tarred(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Damage in a tar's stream is damage of all that follows."""
+    file = archive.extractfile(member)
+    assert file is not None
+    try:
+        return _bounded(file)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+class _Watched:
+    """A file for tarfile that remembers what was read last."""
+
+    def __init__(self, file: Any) -> None:  # noqa: ANN401 (each decompressor has its own type)
+        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+        self.last = b""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+        self.last = self._file.read(size)
+        return self.last
 
 
 def _wanted(path: Path, name: str, size: int) -> bool:
     """Whether a member is an image file; raises UserError for one that no archive should have."""
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or parts.parts[:1] and ":" in parts.parts[0]:
+    if parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", name):
         raise UserError(
             f"{path}: the member {name!r} points outside of the archive; use another archive, or "
             "unpack this one where you trust it and name that folder in data.root"
@@ -144,7 +207,7 @@ def _wanted(path: Path, name: str, size: int) -> bool:
     return True
 
 
-def _bounded(file: IO[bytes]) -> bytes:
+def _bounded(file: Readable) -> bytes:
     """Read a member whose header may understate its size."""
     data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
