@@ -10,6 +10,7 @@ the warm start is charged with the VAE's training too. Seconds exclude the evalu
 
 import csv
 import time
+from collections.abc import Callable
 
 import click
 import matplotlib.pyplot as plt
@@ -37,8 +38,8 @@ Point = tuple[float, float]
 class Experiment:
     """The encoder's training on a finished pipeline, with a clock that stops for evaluations."""
 
-    def __init__(self, trained: Trained, every: int) -> None:
-        self.trained, self.every = trained, every
+    def __init__(self, trained: Trained, every: int, now: Callable[[], float]) -> None:
+        self.trained, self.every, self.now = trained, every, now
         config = trained.config
         self.prior = load_prior(trained.models / "prior.safetensors")
         self.vae = load_vae(trained.models / "vae.safetensors").network
@@ -73,7 +74,7 @@ class Experiment:
         self, network: nn.Module, objective: Objective, settings: TrainingConfig, offset: float
     ) -> tuple[nn.Module, list[Point]]:
         """Train and return the points (seconds since ``offset`` seconds ago, L2)."""
-        clock = _Clock(offset)
+        clock = _Clock(self.now, offset)
         points: list[Point] = []
 
         def validate(module: nn.Module) -> dict[str, float]:
@@ -97,17 +98,17 @@ class Experiment:
 
 
 class _Clock:
-    """Seconds of training, evaluations left out."""
+    """Seconds of training, evaluations left out, by the wall or by the processor."""
 
-    def __init__(self, offset: float) -> None:
-        self._seconds, self._since = offset, time.perf_counter()
+    def __init__(self, now: Callable[[], float], offset: float) -> None:
+        self._now, self._seconds, self._since = now, offset, now()
 
     def stop(self) -> float:
-        self._seconds += time.perf_counter() - self._since
+        self._seconds += self._now() - self._since
         return self._seconds
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self._now()
 
 
 def vae_seconds() -> float:
@@ -143,11 +144,19 @@ def train_with(run: Experiment) -> list[Point]:
 @click.option("--every", default=250, help="steps between evaluations of L2")
 @click.option("--factor", default=2.0, help="objective steps without warm start over those with")
 @click.option("--images", default=360, help="test images that L2 is evaluated on")
+@click.option("--steps", type=int, help="of the objective with warm start; else the preset's")
+@click.option("--cpu-time", is_flag=True, help="the processor's seconds: on a busy machine")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), help="one of the two only")
-def main(every: int, factor: float, images: int, recipe: str | None) -> None:
+def main(
+    every: int, factor: float, images: int, steps: int | None, cpu_time: bool, recipe: str | None
+) -> None:
     """Train both ways and draw the figure."""
     trained = open_trained()
-    run = Experiment(trained._replace(originals=trained.originals[:images]), every)
+    now = time.process_time if cpu_time else time.perf_counter
+    run = Experiment(trained._replace(originals=trained.originals[:images]), every, now)
+    if steps is not None:
+        shorter = run.settings.training.model_copy(update={"steps": steps})
+        run.settings = run.settings.model_copy(update={"training": shorter})
     preset = trained.config.preset
     name = "warm_start" if preset == "digits" else f"warm_start_{preset}"
     curves = read(name)

@@ -241,7 +241,7 @@ def test_going_back_to_a_preset_trains_nothing(
     assert stages_run(trained) == ["download", "train_prior"]
     clone.commit()
     root = f"presets.faces_small.data.root={pictures}"
-    other = clone.run("dvc", "exp", "run", "-S", "preset=faces_small", "-S", root)
-    assert stages_run(other) == STAGES
+    other = clone.run("dvc", "exp", "run", "-S", "preset=faces_small", "-S", root, "train_prior")
+    assert stages_run(other) == ["download", "train_prior"]
     back = clone.run("dvc", "exp", "run", "-S", "preset=digits", "train_prior")
     assert stages_run(back) == []
