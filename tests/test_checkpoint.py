@@ -1,5 +1,6 @@
 """checkpoint: a weights file rebuilds its network; any other file is refused by name."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +183,31 @@ def test_check_header() -> None:
     other = config.sde.model_copy(update={"t_min": 2e-3})
     with pytest.raises(UserError, match=r"its sde is \(.*t_min=0.001\).*\(.*t_min=0.002\)"):
         check_header(Path("e"), header, sde=other)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_other_data_range_is_refused(tmp_path: Path, kind: str) -> None:
+    """Catches a network of images in [0, 1] that would see half of its inputs out of range."""
+    WRITERS[kind](tmp_path / "p", tiny_config())
+    header = read_header(tmp_path / "p", HEADERS[kind])
+    network = LOADERS[kind](tmp_path / "p").network
+    save_weights(tmp_path / "p", network, header.model_copy(update={"data_range": "[0, 1]"}))
+    with pytest.raises(UserError, match=r"p: .* weights for images in \[0, 1\]; images are in"):
+        read_header(tmp_path / "p", HEADERS[kind])
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_full_disk_leaves_the_former_weights(tmp_path: Path, size: int) -> None:
+    """Catches a traceback of safetensors, and good weights lost to half of the new ones."""
+    network = write_prior(tmp_path / "p", tiny_config())
+    before = (tmp_path / "p").read_bytes()
+    header = read_header(tmp_path / "p", PriorHeader)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(UserError, match=r"p: cannot be written \(.*\); free some space"):
+            save_weights(tmp_path / "p", network, header)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "p").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]

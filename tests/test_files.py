@@ -1,10 +1,14 @@
 """files: whole or absent; fingerprints."""
 
+import errno
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from scorevae.errors import UserError
 from scorevae.files import replacing, sha256
 
 
@@ -59,6 +63,62 @@ def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
         raise ValueError("stop")
     assert content(tmp_path) == {"folder/a": "old"}
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def dead_pid() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    """Catches a disk that fills with halves, and the half of a process that is still at it."""
+    path = tmp_path / "a.txt"
+    dead, alive = (tmp_path / f".a.txt.{pid}.partial" for pid in (dead_pid(), os.getppid()))
+    other = tmp_path / f".b.txt.{dead_pid()}.partial"
+    for leftover in (dead, alive, other):
+        leftover.write_text("half")
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()
+
+
+def test_folder_of_a_process_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    """Catches a data set lost by a kill at the worst moment."""
+    path, aside = tmp_path / "folder", tmp_path / f".folder.{dead_pid()}.old.partial"
+    aside.mkdir()
+    (aside / "a").write_text("old")
+    with pytest.raises(ValueError, match="stop"), replacing(path):
+        raise ValueError("stop")
+    assert content(tmp_path) == {"folder/a": "old"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("100 requested and 16 written"),  # NumPy's
+    ],
+)
+def test_full_disk_names_the_file_and_the_remedy(tmp_path: Path, error: OSError) -> None:
+    """Catches a traceback for a full disk, and the old file lost."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    message = rf"{path}: cannot be written \(.*\); free some space"
+    with pytest.raises(UserError, match=message), replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise error
+    assert content(tmp_path) == {"a.txt": "old"}
+
+
+def test_other_failures_are_not_called_a_full_disk(tmp_path: Path) -> None:
+    """Catches the advice to free some space where that is not the cause."""
+    with pytest.raises(OSError, match="I/O error"), replacing(tmp_path / "a"):
+        raise OSError(errno.EIO, "I/O error")
 
 
 def test_sha256_of_a_file(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ STAGES = [
 ]
 
 # Not listed under deps on purpose: they change no result (config's values are tracked as params).
-NOT_DEPENDENCIES = {"config", "errors", "progress", "tracking"}
+NOT_DEPENDENCIES = {"config", "errors", "interruption", "memory", "progress", "tracking"}
 
 
 def imported(path: Path) -> set[Path]:

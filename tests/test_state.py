@@ -1,6 +1,9 @@
 """state: one training, one name, one holder; a damaged state is not fatal."""
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from filelock import FileLock
 from tiny import tiny_config
 
 from scorevae.errors import UserError
-from scorevae.state import StateFile, resumable, state_key, state_root
+from scorevae.state import BatchFolder, StateFile, resumable, state_key, state_root
 
 
 @pytest.fixture
@@ -113,23 +116,139 @@ def test_lock_is_freed_by_an_exception() -> None:
         pass
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "pickle"])
-def test_damaged_state_is_ignored(
+def saved(folder: Path, *steps: int, key: str = "key") -> StateFile:
+    """A state file that was saved once for each step."""
+    state = StateFile(folder / "phase.pt", key)
+    for step in steps:
+        state.save({"step": step, "weight": torch.arange(1000.0) + step})
+    return state
+
+
+def test_state_before_the_last_is_kept(tmp_path: Path) -> None:
+    """Catches a single state, and more than two of them, which would fill the disk."""
+    state = saved(tmp_path, 1, 2, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phase.previous.pt", "phase.pt"]
+    state.path.unlink()  # as between the two renames of a save
+    assert state.load()["step"] == 2
+
+
+def test_state_truncated_at_any_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a length at which torch returns something, or fails in its own way."""
+    state = saved(tmp_path, 1, 2)
+    whole, before = state.path.read_bytes(), state.previous.read_bytes()
+    lengths = [*range(0, len(whole), 37), *range(len(whole) - 40, len(whole))]
+    for length in lengths:
+        state.path.write_bytes(whole[:length])
+        assert state.load()["step"] == 1
+        message = capsys.readouterr().out
+        assert f"{state.path}: state ignored (" in message
+        assert message.endswith("the one saved before it is used\n")
+        assert not state.path.exists()
+        assert state.previous.read_bytes() == before
+    state.path.write_bytes(whole)
+    assert state.load()["step"] == 2
+
+
+@pytest.mark.parametrize("byte", range(0, 5600, 400))
+def test_changed_byte_is_no_other_weight(tmp_path: Path, byte: int) -> None:
+    """Catches a flipped bit of a bad disk that goes into the weights unnoticed."""
+    state = saved(tmp_path, 1, 2)
+    content = bytearray(state.path.read_bytes())
+    content[byte] ^= 0x10
+    state.path.write_bytes(bytes(content))
+    loaded = state.load()
+    assert torch.equal(loaded["weight"], torch.arange(1000.0) + loaded["step"])
+
+
+@pytest.mark.parametrize("damage", ["text", "pickle", "foreign", "list"])
+def test_what_is_no_state_is_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     """Catches a restart that fails for ever, and loading code out of a pickle."""
-    state = StateFile(tmp_path / "phase.pt")
-    state.save({"step": 3, "weight": torch.zeros(1000)})
+    state = saved(tmp_path, 3)
     match damage:
-        case "empty":
-            state.path.write_bytes(b"")
-        case "truncated":
-            state.path.write_bytes(state.path.read_bytes()[:2000])
         case "text":
             state.path.write_text("no state at all")
         case "pickle":
             torch.save({"path": tmp_path}, state.path)
+        case "foreign":
+            torch.save({"step": 3}, state.path)
+        case "list":
+            torch.save([1, 2], state.path)
     assert state.load() is None
     message = capsys.readouterr().out
-    assert f"{state.path}: damaged state ignored" in message
+    assert f"{state.path}: state ignored" in message
     assert message.endswith("starting from step 0\n")
+    state.save({"step": 4})
+    assert not state.previous.exists()
+
+
+def test_state_of_other_parameters_is_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches weights of another experiment, from a state folder that was copied or renamed."""
+    saved(tmp_path, 3, key="theirs")
+    assert StateFile(tmp_path / "phase.pt", "ours").load() is None
+    assert "state ignored (of the training theirs, not of ours)" in capsys.readouterr().out
+
+
+def test_damaged_state_never_replaces_the_good_one(tmp_path: Path) -> None:
+    """Catches a restart whose first save throws away the one good state."""
+    state = saved(tmp_path, 1, 2)
+    state.path.write_bytes(b"damaged")
+    assert state.load()["step"] == 1
+    state.save({"step": 3})
+    state.path.unlink()
+    assert state.load()["step"] == 1
+
+
+def disk_of(size: int) -> AbstractContextManager[None]:
+    """No file can grow beyond ``size`` bytes: as on a full disk, writing fails half way."""
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited()
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])
+def test_full_disk_leaves_both_states(tmp_path: Path, size: int) -> None:
+    """Catches a traceback of torch's writer, and a good state lost to half a new one."""
+    state = saved(tmp_path, 1, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    message = rf"{state.path}: cannot be written \(.*\); free some space"
+    with disk_of(size), pytest.raises(UserError, match=message):
+        state.save({"step": 3, "weight": torch.arange(1000.0)})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert state.load()["step"] == 2
+
+
+def test_batches_are_kept_until_discarded() -> None:
+    """Catches a batch under the rows of another, and batches that a second run would reuse."""
+    images = torch.arange(6.0).reshape(3, 2)
+    with resumable("reconstruct", "key") as folder:
+        kept = folder.batches()
+        assert kept.load(slice(0, 3)) is None
+        kept.save(slice(0, 3), images)
+        assert kept.load(slice(0, 2)) is None
+    with resumable("reconstruct", "key") as folder:
+        assert torch.equal(folder.batches().load(slice(0, 3)), images)
+        folder.discard()
+        assert folder.batches().load(slice(0, 3)) is None
+
+
+def test_truncated_batch_is_drawn_again(tmp_path: Path) -> None:
+    """Catches half a batch taken for images, and a restart that fails for ever."""
+    kept = BatchFolder(tmp_path)
+    kept.save(slice(0, 3), torch.arange(6.0))
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert kept.load(slice(0, 3)) is None

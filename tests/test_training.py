@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from scorevae import data, training
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
+from scorevae.interruption import Interrupted
 from scorevae.randomness import global_seed
-from scorevae.training import average, fit, learning_rate
+from scorevae.training import average, fit, learning_rate, save_interval
 
 STEPS = 7
 Rows = list[tuple[int, dict[str, float]]]
@@ -162,7 +163,7 @@ def test_resumed_equals_uninterrupted(
     accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Catches anything not restored: weights, Adam, EMA, step, sums of the log, randomness."""
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)  # after every step
+    monkeypatch.setenv("SCOREVAE_SAVE_SECONDS", "0")  # after every step
     whole = Run(accelerator)
     expected = whole.go()
     cut = Run(accelerator, objective=stopping_at(step, interrupt))
@@ -181,7 +182,7 @@ def test_signal_saves_and_stops(accelerator: Accelerator, number: signal.Signals
     """Catches a run that dies unsaved, goes on after the signal, or keeps the handlers."""
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     cut = Run(accelerator, objective=stopping_at(3, lambda: os.kill(os.getpid(), number)))
-    with pytest.raises(KeyboardInterrupt, match="test/run: state saved after step 4"):
+    with pytest.raises(Interrupted, match=f"{number.name}; the state after step 4 of {STEPS}"):
         cut.go()
     assert cut.state.saved["step"] == 4
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
@@ -215,7 +216,7 @@ def test_signal_to_all_processes_saves_and_stops(
 
     objective = stopping_at(3, to_all)
     cut = Run(accelerator, batches=lambda step: read(step).flatten(1), objective=objective)
-    with pytest.raises(KeyboardInterrupt, match="test/run: state saved after step 4"):
+    with pytest.raises(Interrupted, match=f"{number.name}; the state after step 4 of {STEPS}"):
         cut.go()
     assert cut.state.saved["step"] == 4
 
@@ -389,12 +390,37 @@ def test_many_bad_steps_end_the_run(accelerator: Accelerator) -> None:
     run = Run(accelerator, changes=changes, objective=failing_from(2, 1000))
     last = 2 + training.MAX_SKIPPED - 1
     expected = (
-        rf"step {last}: .* {training.MAX_SKIPPED} steps in a row \(loss nan, size \d.*, learning "
-        r"rate 0.05\); lower learning_rate"
+        rf"test/run: step {last}: .* {training.MAX_SKIPPED} steps in a row \(loss nan, size \d.*, "
+        r"gradient_norm nan, learning rate 0.05\); lower learning_rate.* good state is kept"
     )
     with pytest.raises(UserError, match=expected):
         run.go()
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
+
+
+def test_infinite_loss_with_a_finite_gradient_is_a_bad_step(accelerator: Accelerator) -> None:
+    """Catches a loss that overflows by a constant term, which its gradient does not show."""
+    weights = network().state_dict()
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": noisy_square(module, x, generator)["loss"] + math.inf}
+
+    run = Run(accelerator, objective=objective)
+    assert_same(run.go().state_dict(), weights)
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1", ""])
+def test_save_interval_is_checked(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Catches a training of days that never saves, and a message without the variable."""
+    monkeypatch.setenv("SCOREVAE_SAVE_SECONDS", text)
+    with pytest.raises(UserError, match=f"SCOREVAE_SAVE_SECONDS={text}: give a number"):
+        save_interval()
+
+
+def test_save_interval_is_five_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches more work at stake than is promised."""
+    monkeypatch.delenv("SCOREVAE_SAVE_SECONDS", raising=False)
+    assert save_interval() == 300
 
 
 def test_bad_steps_must_be_in_a_row(

@@ -13,6 +13,7 @@ from scorevae.errors import UserError
 from scorevae.files import replacing
 
 FORMAT = 2
+DATA_RANGE = "[-1, 1]"  # the images that a network reads
 
 
 class Header(Section):
@@ -20,17 +21,22 @@ class Header(Section):
 
     kind: str
     format: int = FORMAT
+    data_range: str = DATA_RANGE
 
 
 AnyHeader = TypeVar("AnyHeader", bound=Header)
 
 
 def save_weights(path: Path, network: nn.Module, header: Header) -> None:
-    """Write weights and header as one safetensors file, atomically."""
+    """Write weights and header as one safetensors file, atomically.
+
+    Raises:
+        UserError: the disk is full; what was there before is intact.
+    """
     tensors = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
     metadata = {"scorevae": header.model_dump_json()}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+    with replacing(path) as temporary:  # as bytes, since save_file hides why a write failed
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
@@ -68,7 +74,13 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
             f"{path}: holds {found[0]} weights of format {found[1]}; give "
             f"{wanted} weights of format {FORMAT}"
         )
-    return parse(expected, tree, str(path))
+    header = parse(expected, tree, str(path))
+    if header.data_range != DATA_RANGE:
+        raise UserError(
+            f"{path}: {wanted} weights for images in {header.data_range}; images are in "
+            f"{DATA_RANGE} here, so train them again"
+        )
+    return header
 
 
 def load_weights(path: Path, network: nn.Module) -> None:

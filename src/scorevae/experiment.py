@@ -15,6 +15,7 @@ from scorevae.checkpoint import Header, save_weights
 from scorevae.config import Config, TrainingConfig
 from scorevae.data import StoredImages, batches, load_split, to_tensor
 from scorevae.files import replacing
+from scorevae.memory import explaining_memory
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
 from scorevae.state import StateFolder, resumable, state_key
@@ -23,6 +24,14 @@ from scorevae.training import fit
 
 CURVE_SECONDS = 10.0  # the least time between two writings of the curve file
 VALIDATION_IMAGES = 1000
+
+# where the settings of each phase stand under presets.<name>
+SETTINGS = {
+    "prior": "prior.training",
+    "vae": "vae.training",
+    "warm_start": "encoder.warm_start.training",
+    "objective": "encoder.training",
+}
 
 
 class Curve:
@@ -63,6 +72,7 @@ class TrainingRun:
         train, test = images
         self.stage = stage
         self.seed = config.seed
+        self._preset = config.preset
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self._train = train
@@ -95,13 +105,17 @@ class TrainingRun:
         assert self._state is not None, "fit outside of state()"
         share = self.accelerator.process_index, self.accelerator.num_processes
         name = f"{self.stage}/{phase}"
+        keys = f"presets.{self._preset}.{SETTINGS[phase]}"
+        remedy = f"lower {keys}.batch ({settings.batch})"
+        if settings.precision == "no":
+            remedy += f", or set {keys}.precision to bf16"
 
         def record(step: int, numbers: dict[str, float]) -> None:
             if self.accelerator.is_main_process:
                 self._curve.add(phase, step, numbers)
                 self._tracker.record(step, numbers, prefix=f"{phase}/")
 
-        with global_seed(self.seed, name):
+        with global_seed(self.seed, name), explaining_memory(remedy):
             return fit(
                 network,
                 objective,

@@ -1,35 +1,92 @@
 """Files that are either whole or absent, and their fingerprints."""
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from scorevae.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a write failed for lack of space; NumPy then gives a text and no number."""
+    return error.errno in DISK_FULL or bool(re.search(r"\d requested and \d+ written", str(error)))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it over ``path`` once the block succeeds.
 
-    Works for a file and for a folder. After a failure ``path`` is what it was before.
+    Works for a file and for a folder. After a failure ``path`` is what it was before; so it is
+    after a loss of power, since the content reaches the disk before the name does.
+
+    Raises:
+        UserError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     aside = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
     try:
         yield temporary
+        _flush(temporary)
         if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed over a full one
             os.replace(path, aside)
         os.replace(temporary, path)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, or make "
+            f"{path.parent} a link to a larger disk. Nothing partial was left, and what was "
+            "there before is intact"
+        ) from None
     finally:
         if aside.exists() and not path.exists():
             os.replace(aside, path)
-        for leftover in (temporary, aside):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+        _remove(temporary)
+        _remove(aside)
+
+
+def _flush(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left behind of this path."""
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        pid = re.fullmatch(r"(\d+)(\.old)?", leftover.name[len(path.name) + 2 : -len(".partial")])
+        if pid is None or _runs(int(pid[1])):
+            continue
+        if pid[2] and not path.exists():  # killed between the two renames of a folder
+            os.replace(leftover, path)
+        _remove(leftover)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float
@@ -19,13 +19,27 @@ from scorevae.randomness import make_generator
 from scorevae.reconstructions import Reconstructions
 from scorevae.sampling import generate
 from scorevae.score import ScoreFn, posterior_score, prior_score
+from scorevae.sde import perturb
 
 Images = Float[Tensor, "batch channel height width"]
+Groups = Float[Tensor, "group member channel height width"]
 Report = Callable[[int], None]
 
 DEFAULT_SAMPLING = SamplingConfig(
     sampler="dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
 )
+
+
+class KeptBatches(Protocol):
+    """Where the finished batches of a long call are kept."""
+
+    def load(self, rows: slice) -> Tensor | None:
+        """The images of these rows, or None."""
+        ...
+
+    def save(self, rows: slice, values: Tensor) -> None:
+        """Keep the images of these rows."""
+        ...
 
 
 def default_device() -> torch.device:
@@ -105,10 +119,30 @@ class ScoreVAE:
             )
             for chunk in images.split(self.batch)
         ]
-        return DiagonalGaussian(
-            torch.cat([part.mean for part in parts]).cpu(),
-            torch.cat([part.log_variance for part in parts]).cpu(),
-        )
+        return _joined(parts)
+
+    @torch.no_grad()
+    def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
+        """q(z|x_t, t) of images in [0, 1] to which the noise of time t is added.
+
+        The noise follows from the seed alone: for several t it is the same, only scaled. At t = 0
+        this is :meth:`encode`.
+
+        Raises:
+            UserError: as :meth:`encode`, or a time at which the encoder was never trained.
+        """
+        if t == 0:
+            return self.encode(images)
+        if not self.sde.t_min <= t <= 1:
+            raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
+        self._check_images(images)
+        noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
+        parts = []
+        for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
+            times = torch.full((len(chunk),), t, device=self.device)
+            x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
+            parts.append(self._encoder(perturb(self.sde, x_0, times, added), times))
+        return _joined(parts)
 
     def decode(
         self,
@@ -119,6 +153,7 @@ class ScoreVAE:
         x_1: Images | None = None,
         shared: int = 1,
         report: Report = lambda done: None,
+        kept: KeptBatches | None = None,
     ) -> Images:
         """Draw one image from p(x|z) for each latent.
 
@@ -129,6 +164,7 @@ class ScoreVAE:
             x_1: the noise to start from, standard normal, instead of a draw.
             shared: so many consecutive latents see the same noise of the sampler.
             report: called with the number of images done.
+            kept: batches that an interrupted call finished; those of this call are added.
 
         Raises:
             UserError: latents or x_1 have the wrong shape.
@@ -145,7 +181,7 @@ class ScoreVAE:
                 log_determinant=self._log_determinant,
             )
 
-        return self._draw(len(z), score, seed, x_1, report, shared)
+        return self._draw(len(z), score, seed, x_1, report, shared, kept)
 
     def reconstruct(self, images: Images, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
@@ -165,15 +201,38 @@ class ScoreVAE:
     ) -> Float[Tensor, "pairs steps channel height width"]:
         """Images along the straight line between the latents of each pair, ends included.
 
-        Every image of a pair sees the same x_1 and the same noise of the sampler, so that only z
-        changes along the line.
+        Every image of a pair sees the same noise, as in :meth:`decode_groups`, so that only z
+        changes along the line. Other paths: :func:`scorevae.latents.arc`.
         """
         start, end = self.encode(first).mean, self.encode(second).mean
         weight = torch.linspace(0, 1, steps)[None, :, None]
         z = (1 - weight) * start[:, None] + weight * end[:, None]
-        x_1 = self._noise(len(first), seed).repeat_interleave(steps, dim=0)
-        images = self.decode(z.flatten(0, 1), guidance=guidance, seed=seed, x_1=x_1, shared=steps)
-        return images.unflatten(0, (len(first), steps))
+        return self.decode_groups(z, guidance=guidance, seed=seed)
+
+    def decode_groups(
+        self,
+        z: Float[Tensor, "group member latent"],
+        *,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> Groups:
+        """Draw one image for each latent, all members of a group from the same noise.
+
+        That is the same x_1 and the same noise of the sampler: within a group only z changes.
+        """
+        groups, members, _ = z.shape
+        x_1 = self._noise(groups, seed).repeat_interleave(members, dim=0)
+        images = self.decode(
+            z.flatten(0, 1), guidance=guidance, seed=seed, x_1=x_1, shared=members
+        )
+        return images.unflatten(0, (groups, members))
+
+    def decode_draws(
+        self, z: Latents, draws: int, *, guidance: float = 1.0, seed: int = 0
+    ) -> Groups:
+        """Draw so many images from p(x|z) for each latent, each from noise of its own."""
+        images = self.decode(z.repeat_interleave(draws, dim=0), guidance=guidance, seed=seed)
+        return images.unflatten(0, (len(z), draws))
 
     def _noise(self, count: int, seed: int) -> Images:
         return torch.randn(count, *self.image_shape, generator=make_generator("cpu", seed, "x_1"))
@@ -186,18 +245,23 @@ class ScoreVAE:
         x_1: Images | None,
         report: Report,
         shared: int = 1,
+        kept: KeptBatches | None = None,
     ) -> Images:
         x_1 = self._noise(count, seed) if x_1 is None else x_1
         if x_1.shape != (count, *self.image_shape):
             raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {(count, *self.image_shape)}")
         parts = []
         for rows in self._slices(count, shared):
-            generator = make_generator(self.device, seed, "sampler", rows.start)
-            start = x_1[rows].to(self.device) * self.sde.terminal_std
-            x_0 = generate(
-                score(rows), self.sde, start, self.sampling, noise=_draws(generator, shared)
-            )
-            parts.append(to_unit_range(x_0).cpu())
+            images = kept.load(rows) if kept is not None else None
+            if images is None:
+                generator = make_generator(self.device, seed, "sampler", rows.start)
+                start = x_1[rows].to(self.device) * self.sde.terminal_std
+                noise = _draws(generator, shared)
+                x_0 = generate(score(rows), self.sde, start, self.sampling, noise=noise)
+                images = to_unit_range(x_0).cpu()
+                if kept is not None:
+                    kept.save(rows, images)
+            parts.append(images)
             report(rows.stop)
         return torch.cat(parts)
 
@@ -241,17 +305,31 @@ class VAEBaseline:
         self._network = vae.network.to(self.device)
 
     @torch.no_grad()
-    def reconstruct(self, images: Images) -> Reconstructions:
-        """Encode to the mean of q(z|x), decode to the mean of p(x|z)."""
-        decoded, means, log_variances = [], [], []
+    def encode(self, images: Images) -> DiagonalGaussian:
+        """q(z|x) of images in [0, 1]."""
+        parts = []
         for chunk in images.split(self.batch):
             x = (2 * chunk - 1).to(self.device)
-            posterior = self._network.encoder(x, torch.zeros(len(x), device=self.device))
-            decoded.append(to_unit_range(self._network.decoder(posterior.mean)).cpu())
-            means.append(posterior.mean.cpu())
-            log_variances.append(posterior.log_variance.cpu())
-        posterior = DiagonalGaussian(torch.cat(means), torch.cat(log_variances))
+            parts.append(self._network.encoder(x, torch.zeros(len(x), device=self.device)))
+        return _joined(parts)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Images) -> Reconstructions:
+        """Encode to the mean of q(z|x), decode to the mean of p(x|z)."""
+        posterior = self.encode(images)
+        decoded = [
+            to_unit_range(self._network.decoder(z.to(self.device))).cpu()
+            for z in posterior.mean.split(self.batch)
+        ]
         return Reconstructions(torch.cat(decoded), posterior)
+
+
+def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
+    """The Gaussians of several batches as one, on the CPU."""
+    return DiagonalGaussian(
+        torch.cat([part.mean for part in parts]).cpu(),
+        torch.cat([part.log_variance for part in parts]).cpu(),
+    )
 
 
 def _draws(generator: torch.Generator, shared: int) -> Callable[[Tensor], Tensor]:

@@ -1,10 +1,9 @@
 """The one training loop. It knows modules, objectives and numbers; not SDEs, priors or MLflow."""
 
 import math
-import signal
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
+from scorevae.interruption import Interrupted, stop_requests
 from scorevae.progress import progress
 from scorevae.randomness import derive_seed, make_generator
 
@@ -22,7 +22,7 @@ Batches = Callable[[int], Tensor]
 Record = Callable[[int, dict[str, float]], None]
 Validate = Callable[[nn.Module], dict[str, float]]
 
-SAVE_SECONDS = 300.0
+SAVE_SECONDS = "300"  # the default of the environment variable SCOREVAE_SAVE_SECONDS
 MAX_SKIPPED = 20
 
 
@@ -36,6 +36,22 @@ class State(Protocol):
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state atomically."""
         ...
+
+
+def save_interval() -> float:
+    """Seconds between two savings of the state: ``SCOREVAE_SAVE_SECONDS``, or 300.
+
+    Raises:
+        UserError: the variable is no number of seconds.
+    """
+    text = os.environ.get("SCOREVAE_SAVE_SECONDS", SAVE_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:  # NaN too
+        raise UserError(f"SCOREVAE_SAVE_SECONDS={text}: give a number of seconds, 0 or more")
+    return seconds
 
 
 class LossModule(nn.Module):
@@ -97,6 +113,9 @@ def fit(
     that is killed and started again continues from the last saved state and ends, on a CPU, with
     the same bits as one that was not interrupted.
 
+    SIGTERM, SIGINT and the end of the DVC that started it save the state first; a SIGKILL loses at
+    most the ``SCOREVAE_SAVE_SECONDS`` (300) between two savings.
+
     Args:
         module: what is trained; it is modified.
         objective: named losses of shape (batch,), see :mod:`scorevae.objectives`.
@@ -110,8 +129,11 @@ def fit(
         accelerator: device and processes.
 
     Raises:
-        UserError: the gradient was not finite in MAX_SKIPPED steps in a row.
+        UserError: loss or gradient were not finite in MAX_SKIPPED steps in a row, or the state
+            cannot be saved; the last good state is kept.
+        Interrupted: stopped from outside; the state is saved.
     """
+    interval = save_interval()
     loss_module = LossModule(module, objective, bf16=settings.precision == "bf16")
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
     prepared, optimizer = accelerator.prepare(loss_module, optimizer)
@@ -120,7 +142,7 @@ def fit(
     first = _restore(state, module, optimizer, averaged, log)
     skipped = 0
     module.requires_grad_(True).train()
-    with _until_signal() as stopping, progress(name, first, settings.steps) as bar:
+    with stop_requests() as stopping, progress(name, first, settings.steps) as bar:
         saved_at = time.monotonic()
         for step in range(first, settings.steps):
             for group in optimizer.param_groups:
@@ -132,24 +154,30 @@ def fit(
             optimizer.zero_grad()
             accelerator.backward(losses["loss"])
             norm = accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-            if torch.isfinite(norm):
+            # of all processes, so that they skip together
+            loss = accelerator.reduce(losses["loss"].detach(), "mean")
+            if torch.isfinite(norm) and torch.isfinite(loss):
                 optimizer.step()
                 averaged.update_parameters(module)
                 skipped = 0
             else:
                 skipped += 1
-                _check_skipped(skipped, step, losses, optimizer.param_groups[0]["lr"])
+                _check_skipped(skipped, name, step, losses, norm, optimizer)
             log.add(step + 1, {**losses, "gradient_norm": norm})
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.validate_every == 0:
                 log.write(step + 1, _validated(validate, averaged.module))
             bar(step + 1, log.latest)
-            if last or stopping() or time.monotonic() - saved_at > SAVE_SECONDS:
+            reason = stopping()
+            if last or reason or time.monotonic() - saved_at > interval:
                 if accelerator.is_main_process:
                     state.save(_snapshot(step + 1, module, optimizer, averaged, log))
                 saved_at = time.monotonic()
-                if stopping():
-                    raise KeyboardInterrupt(f"{name}: state saved after step {step + 1}")
+            if reason:
+                raise Interrupted(
+                    f"{name}: stopped by {reason}; the state after step {step + 1} of "
+                    f"{settings.steps} is saved, and the same command goes on from there"
+                )
     return averaged.module.eval().requires_grad_(False)
 
 
@@ -160,13 +188,22 @@ def _validated(validate: Validate, module: nn.Module) -> dict[str, float]:
     return numbers
 
 
-def _check_skipped(skipped: int, step: int, losses: dict[str, Tensor], rate: float) -> None:
+def _check_skipped(
+    skipped: int,
+    name: str,
+    step: int,
+    losses: dict[str, Tensor],
+    norm: Tensor,
+    optimizer: torch.optim.Optimizer,
+) -> None:
     if skipped < MAX_SKIPPED:
         return
-    terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+    values = {**losses, "gradient_norm": norm}
+    terms = ", ".join(f"{term} {value.item():.4g}" for term, value in values.items())
     raise UserError(
-        f"step {step}: the gradient was not finite in {skipped} steps in a row ({terms}, learning "
-        f"rate {rate:.3g}); lower learning_rate, raise warmup, or set precision to 'no'"
+        f"{name}: step {step}: loss or gradient were not finite in {skipped} steps in a row "
+        f"({terms}, learning rate {optimizer.param_groups[0]['lr']:.3g}); lower learning_rate, "
+        "raise warmup, lower clip, or set precision to 'no'. The last good state is kept"
     )
 
 
@@ -246,22 +283,3 @@ class _Log:
         self._rows, self._seconds_before = saved["rows"], saved["seconds"]
         for step, numbers in self._rows:
             self._record(step, numbers)
-
-
-@contextmanager
-def _until_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a flag, so that the loop can save before it stops."""
-    received: list[int] = []
-    handled = (signal.SIGTERM, signal.SIGINT)
-    try:
-        before = {
-            number: signal.signal(number, lambda n, _: received.append(n)) for number in handled
-        }
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,6 +1,5 @@
 """Official files: those that the user has, else those that are fetched; always checked."""
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,7 @@ from gdown.exceptions import DownloadError
 from torchvision.datasets.utils import calculate_md5
 
 from scorevae.errors import UserError
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from scorevae.files import is_disk_full
 
 
 def downloads_folder() -> Path:
@@ -70,7 +68,7 @@ def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
     try:
         download()
     except (OSError, RuntimeError, ValueError, DownloadError) as error:  # URLError is an OSError
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if isinstance(error, OSError) and is_disk_full(error):
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(

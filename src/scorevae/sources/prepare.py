@@ -12,7 +12,6 @@ from scorevae.files import replacing, sha256
 from scorevae.sources.arrays import SPLITS, DatasetWriter
 from scorevae.sources.celeba import read_celeba
 from scorevae.sources.digits import read_digits
-from scorevae.sources.downloads import DISK_FULL
 from scorevae.sources.folder import read_folder
 from scorevae.sources.official import read_cifar10, read_mnist
 from scorevae.sources.origin import Origin
@@ -53,20 +52,12 @@ def prepare(settings: DataConfig, folder: Path) -> None:
             ``data.image`` states, or the disk is full.
     """
     root = data_root(settings)
-    try:
-        with replacing(folder) as temporary:
-            temporary.mkdir()
-            writer = DatasetWriter(temporary, settings.image, settings.source)
-            origin = SOURCES[settings.source](settings, root, writer)
-            shutil.rmtree(temporary / "unpacked", ignore_errors=True)
-            _write_meta(temporary, writer, origin)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); free some space, or make "
-            f"{folder.parent} a link to a larger disk. Nothing partial was left"
-        ) from None
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        writer = DatasetWriter(temporary, settings.image, settings.source)
+        origin = SOURCES[settings.source](settings, root, writer)
+        shutil.rmtree(temporary / "unpacked", ignore_errors=True)
+        _write_meta(temporary, writer, origin)
 
 
 def _write_meta(folder: Path, writer: DatasetWriter, origin: Origin) -> None:

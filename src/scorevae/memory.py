@@ -1,0 +1,30 @@
+"""Out of memory, said in terms of the parameters that use it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from scorevae.errors import UserError
+
+
+@contextmanager
+def explaining_memory(remedy: str) -> Iterator[None]:
+    """Turn a failed allocation, on a GPU or on the CPU, into a message that ends with the remedy.
+
+    Raises:
+        UserError: memory ran out in the block.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not _is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or "no memory left"
+        raise UserError(f"out of memory ({reason}); {remedy}") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error)  # torch's CPU allocator has no exception of its own
+    )
