@@ -1,0 +1,627 @@
+"""report: what the page says, that it needs nothing else, and that it says it to everyone."""
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tiny import put, tiny_config, tiny_params, write_params
+
+from scorevae import report
+from scorevae.config import Config, load_config, parse
+from scorevae.errors import UserError
+from scorevae.report import Card, FigureFile, Label, Number, Provenance, Report, Section, Table
+
+ROOT = Path(__file__).resolve().parents[1]
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+ORIGIN = Provenance("abc123", False, {"Processor": "none"}, ["dvc repro"])
+METRICS = {
+    "scorevae": {"l2": 0.25, "mse": 0.00125, "psnr": 30.5, "sharpness": 1.25, "lpips": None},
+    "vae": {"l2": 0.5, "mse": 0.00251, "psnr": 27.25, "sharpness": 0.5, "lpips": None},
+}
+
+
+class Page(HTMLParser):
+    """The page taken apart: elements, tables as rows of text, and what lies where."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.texts: list[tuple[str, str]] = []  # (path of open tags, text)
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []
+        self._caption = ""
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs)
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        if tag == "table":
+            self.tables[self._caption] = self._rows
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((" ".join(self._open), data))
+        if "small" in self._open:
+            return
+        if "td" in self._open or "th" in self._open:
+            self._rows[-1][-1] += data
+        elif "caption" in self._open:
+            self._caption += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        """The attributes of every element of a kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def text(self, within: str = "") -> str:
+        """All text, or that inside one kind of element."""
+        parts = (text for path, text in self.texts if within in path.split() or not within)
+        return " ".join("".join(parts).split())
+
+    def rows(self, caption: str) -> dict[str, list[str]]:
+        """A table's cells by the head of the row, without arrows."""
+        return {r[0].split("\u00a0")[0]: r[1:] for r in self.tables[caption][1:]}
+
+
+def page(**changes) -> Page:
+    """A page with these parts and no others."""
+    parts = {
+        "title": "Title",
+        "summary": "Summary",
+        "headline": [],
+        "sections": [],
+        "parameters": {},
+        "provenance": ORIGIN,
+    }
+    return Page(report.render(Report(**(parts | changes))))
+
+
+def table_page(rows: list, columns: list[str] | None = None) -> Page:
+    """A page with one table named T."""
+    table = Table("T", columns or ["head", *"abc"[: len(rows[0]) - 1]], rows)
+    return page(sections=[Section("S", tables=[table])])
+
+
+@pytest.fixture
+def figures(tmp_path: Path) -> Path:
+    """Pictures of different sizes, one of which no section knows."""
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    sizes = {
+        "comparison": (90, 30),
+        "samples": (40, 41),
+        "training_curves": (80, 20),
+        "of_mine": (7, 5),
+    }
+    for name, size in sizes.items():
+        Image.new("RGBA", size, (10, 20, 30, 255)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def curves(tmp_path: Path) -> Path:
+    """Curve files as the training stages write them; the prior's is missing."""
+    folder = tmp_path / "curves"
+    folder.mkdir()
+    (folder / "vae.csv").write_text(
+        "phase,step,loss,seconds,test_loss\nvae,50,2.5,10.0,\nvae,100,1.5,20.0,\n"
+        "vae,100,,20.5,1.75\n"
+    )
+    (folder / "encoder.csv").write_text(
+        "phase,step,loss,seconds,test_loss\nwarm_start,10,9.5,4.0,\nobjective,300,3.25,60.0,\n"
+        "objective,300,,61.5,3.5\n"
+    )
+    return folder
+
+
+def assembled(figures: Path, curves: Path, config: Config, **changes) -> Report:
+    """The page of a run."""
+    numbers = changes.pop("numbers", METRICS)
+    return report.assemble(
+        config, numbers, figures=figures, curves=curves, provenance=ORIGIN, **changes
+    )
+
+
+# --- the whole page ---
+
+
+def test_every_number_of_the_recorded_run(figures: Path, curves: Path) -> None:
+    """Catches a metric that is left out, rounded further than stated, or in the wrong column."""
+    recorded = json.loads((ROOT / "results/metrics.json").read_text())
+    config = load_config(ROOT / "params.yaml")
+    shown = Page(report.render(assembled(figures, curves, config, numbers=recorded)))
+    rows = shown.rows("ScoreVAE and the VAE on the test images")
+    assert shown.tables["ScoreVAE and the VAE on the test images"][0][1:] == ["ScoreVAE", "VAE"]
+    metrics = list(recorded["scorevae"])
+    assert len(rows) == len(metrics)
+    for metric, cells in zip(metrics, rows.values(), strict=True):
+        digits = 6 if metric == "mse" else 4
+        for system, cell in zip(("scorevae", "vae"), cells, strict=True):
+            value = recorded[system][metric]
+            if value is None:
+                assert re.fullmatch(r"–\d", cell)
+            else:
+                assert cell == (str(value) if isinstance(value, int) else f"{value:.{digits}f}")
+
+
+def test_figures_are_embedded_in_their_size(figures: Path, curves: Path) -> None:
+    """Catches a figure lost, drawn twice, of another's size, or altered."""
+    shown = Page(report.render(assembled(figures, curves, tiny_config()))).all("img")
+    expected = [figures / f"{n}.png" for n in ("comparison", "samples", "training_curves")]
+    expected.append(figures / "of_mine.png")
+    assert len(shown) == len(expected)
+    for image, path in zip(shown, expected, strict=True):
+        start, content = image["src"].split(",")
+        assert start == "data:image/png;base64"
+        assert base64.b64decode(content) == path.read_bytes()
+        with Image.open(path) as picture:
+            assert (int(image["width"]), int(image["height"])) == picture.size
+        assert image["alt"]
+
+
+def test_figure_of_a_section_is_not_repeated(figures: Path, curves: Path) -> None:
+    """Catches a figure both in its section and among the further ones."""
+    mine = Section("Mine", figures=[FigureFile(figures / "of_mine.png", "Caption", "Alt")])
+    built = assembled(figures, curves, tiny_config(), sections=[mine])
+    assert [s.title for s in built.sections] == ["Comparison", "Samples", "Mine", "Training"]
+
+
+def test_nothing_from_elsewhere(figures: Path, curves: Path) -> None:
+    """Catches a link, script, font or picture outside the page, and a style that CSP blocks."""
+    html = report.render(assembled(figures, curves, tiny_config()))
+    shown = Page(html)
+    assert not {"script", "iframe", "object", "base", "form"} & {tag for tag, _ in shown.elements}
+    for _, attributes in shown.elements:
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+        for name in ("src", "href", "srcset", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert "http:" not in html
+    assert "https:" not in html
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert "url(" not in style
+    assert "@import" not in style
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    (policy,) = [m["content"] for m in shown.all("meta") if "http-equiv" in m]
+    assert policy.split("; ")[:3] == [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src 'sha256-{digest}'",
+    ]
+
+
+def test_same_input_same_bytes(tmp_path: Path, figures: Path, curves: Path) -> None:
+    """Catches a clock, an unordered set or a memory address in the page."""
+    contents = set()
+    for name in ("a.html", "b.html"):
+        report.write(tmp_path / name, assembled(figures, curves, tiny_config()))
+        contents.add((tmp_path / name).read_bytes())
+    assert len(contents) == 1
+
+
+def test_page_is_accessible(figures: Path, curves: Path) -> None:
+    """Catches cells without scope, tables without caption, doubled ids and links to nowhere."""
+    shown = Page(report.render(assembled(figures, curves, tiny_config(), cards=[])))
+    assert shown.all("html") == [{"lang": "en"}]
+    for landmark in ("header", "nav", "main", "footer", "h1"):
+        assert len(shown.all(landmark)) == 1
+    assert all(th.get("scope") in ("col", "row") for th in shown.all("th"))
+    kinds = Counter(tag for tag, _ in shown.elements)
+    assert kinds["table"] == kinds["caption"] == kinds["thead"] > 0
+    assert kinds["figure"] == kinds["figcaption"] == 4
+    boxes = [d for d in shown.all("div") if d.get("class") == "scroll"]
+    assert len(boxes) == kinds["table"] + kinds["figure"]
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+    ids = Counter(a["id"] for _, a in shown.elements if "id" in a)
+    assert set(ids.values()) == {1}
+    targets = {a["href"][1:] for a in shown.all("a")}
+    targets |= {s["aria-labelledby"] for s in shown.all("section")}
+    assert targets <= ids.keys()
+
+
+def test_text_is_escaped(figures: Path) -> None:
+    """Catches markup from a parameter, a caption or a reason that the browser would run."""
+    given: list[str] = []
+
+    def new() -> str:
+        given.append(f"<script>alert('{len(given)}')</script> & \"<b>")
+        return given[-1]
+
+    rows = [[Label(new(), new()), Number(None, reason=new())], [new(), new()]]
+    table = Table(new(), [new(), new()], rows, new())
+    figure = FigureFile(figures / "samples.png", new(), new())
+    shown = page(
+        title=new(),
+        summary=new(),
+        headline=[Card(new(), Number(None, reason=new()), new()), Card("", Number(1, 0, new()))],
+        sections=[Section(new(), new(), [table], [figure], [new()])],
+        parameters={new(): new(), f"{new()}.name": new()},
+        provenance=Provenance(new(), True, {new(): new()}, [new()], [new()], new()),
+    )
+    assert not {"script", "b"} & {tag for tag, _ in shown.elements}
+    everything = shown.text() + shown.all("img")[0]["alt"]
+    assert [text for text in given if text not in everything] == []
+
+
+def test_template_is_packaged(tmp_path: Path) -> None:
+    """Catches a wheel in which the page has no template."""
+    code = f"import uv_build; uv_build.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "scorevae/templates/report.html.j2" in zipfile.ZipFile(wheel).namelist()
+
+
+# --- numbers ---
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (Number(0.12345678), "0.1235"),
+        (Number(0.12345678, 2, "dB"), "0.12 dB"),
+        (Number(-2.0, 1), "-2.0"),
+        (Number(40), "40"),
+        (Number(0.0), "0.0000"),
+        (Number(0.00004), "4.0e-05"),  # not 0.0000
+        (Number(0.00006), "0.0001"),
+        (Number(None), "–"),
+        (Number(float("inf"), 2, "dB"), "–"),
+        (Number(float("nan")), "–"),
+    ],
+)
+def test_number_as_text(number: Number, text: str) -> None:
+    """Catches wrong decimals, an integer with some, small numbers as zero, a printed nan."""
+    assert number.text == text
+
+
+def test_null_has_its_reason() -> None:
+    """Catches a dash without reason, one reason listed twice, and marks that point elsewhere."""
+    rows = [
+        ["x", Number(None, reason="too small"), Number(1.5)],
+        ["y", Number(None, reason="no labels"), Number(None, reason="too small")],
+        ["z", Number(float("inf")), Number(None)],
+    ]
+    shown = table_page(rows)
+    assert shown.rows("T") == {"x": ["–1", "1.5000"], "y": ["–2", "–1"], "z": ["–3", "–4"]}
+    reasons = [text for path, text in shown.texts if path.endswith("ol li")]
+    assert reasons == ["too small", "no labels", "not finite", "no reason was given"]
+    marks = [a["href"] for a in shown.all("a") if a["href"].startswith("#s1t1")]
+    assert marks == [f"#s1t1r{i}" for i in (1, 2, 1, 3, 4)]
+    assert [li["id"] for li in shown.all("li") if "id" in li] == [f"s1t1r{i}" for i in range(1, 5)]
+
+
+def test_card_without_number_has_its_reason() -> None:
+    """Catches a headline dash that says nothing, and a reason where there is a number."""
+    cards = [Card("A", Number(None, reason="why")), Card("B", Number(1, reason="unused"), "more")]
+    assert page(headline=cards).text("dd").startswith("–why1more")
+
+
+def test_reasons_by_name() -> None:
+    """Catches a general reason that hides the particular one."""
+    reasons = {"vae.a": "both", "a": "metric", "vae": "system"}
+    numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}}
+    table = report.systems_table("T", numbers, reasons)
+    found = [[cell.reason for cell in row[1:]] for row in table.rows]
+    assert found == [["metric", "both"], ["", "system"]]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("l2", (2.0, 1.0), (False, True)),
+        ("psnr", (2.0, 1.0), (True, False)),
+        ("sharpness", (1.3, 0.8), (False, True)),
+        ("l2", (1.0, 1.0), (False, False)),
+        ("l2", (1.0, None), (False, False)),
+        ("psnr", (float("inf"), 1.0), (False, False)),
+        ("rate_nats", (2.0, 1.0), (False, False)),
+        ("unheard_of", (2.0, 1.0), (False, False)),
+    ],
+)
+def test_the_better_one_stands_out(
+    metric: str, values: tuple[float | None, ...], best: tuple[bool, ...]
+) -> None:
+    """Catches a direction exchanged, and emphasis where nothing was compared."""
+    numbers = {name: {metric: v} for name, v in zip(("scorevae", "vae"), values, strict=True)}
+    (row,) = report.systems_table("T", numbers).rows
+    assert tuple(cell.best for cell in row[1:]) == best
+    assert len(table_page([row]).all("strong")) == sum(best)
+
+
+# --- sections ---
+
+
+PAPER = {  # METHOD.md, section 5
+    "cifar10": ["2.634", "3.410", "0.125", "0.269", "0.77"],
+    "cifar10_resnet": ["2.634", "3.410", "0.125", "0.269", "0.77"],
+    "celeba64": ["7.322", "6.97", "0.158", "0.217", "1.05"],
+    "cifar10_small": ["0.77"],
+}
+
+
+@pytest.mark.parametrize("preset", [*PAPER, "digits", "mnist", "faces_small"])
+def test_the_papers_numbers_where_they_apply(preset: str) -> None:
+    """Catches numbers of another data set, in another order, or where nothing is comparable."""
+    numbers = {"scorevae": {"l2": 3.0, "paper_lpips": 0.1}, "vae": {"l2": 4.0, "paper_lpips": 0.2}}
+    section = report.comparison(tiny_config(preset=preset), numbers)
+    beside = [table for table in section.tables if table.columns[-1] == "Paper"]
+    assert len(beside) == (preset in PAPER)
+    if beside:
+        assert [row[-1] for row in beside[0].rows] == PAPER[preset]
+        ours = ["3.0000", "4.0000", "0.1000", "0.2000", "0.75"]
+        assert [row[1].text for row in beside[0].rows] == ours[-len(PAPER[preset]) :]
+    comparable = preset in ("cifar10", "cifar10_resnet", "celeba64")
+    assert (report.NOT_COMPARABLE in section.notes) == (not comparable)
+    assert any("stretched" in note for note in section.notes) == (preset == "celeba64")
+
+
+def test_ratio_needs_both() -> None:
+    """Catches a division by what is not there."""
+    for numbers in ({"scorevae": {"l2": 1.0}}, {"scorevae": {"l2": None}, "vae": {"l2": 1.0}}, {}):
+        assert report.headline(numbers)[0].number.why == "needs both L2"
+    ratio = report.headline({"scorevae": {"l2": 1.0}, "vae": {"l2": 8.0}})[0].number
+    assert ratio.value == 0.125
+
+
+def test_training_table(figures: Path, curves: Path) -> None:
+    """Catches seconds of another phase, a sum that forgets one, and a missing file that stops."""
+    shown = Page(report.render(assembled(figures, curves, tiny_config())))
+    assert shown.rows("Trainings") == {
+        "Prior": ["–1"] * 5,
+        "VAE": ["100", "20.5", "205.0", "1.5000", "1.7500"],
+        "Encoder, warm start": ["10", "4.0", "400.0", "9.5000", "–2"],
+        "Encoder, objective": ["300", "61.5", "205.0", "3.2500", "3.5000"],
+    }
+    assert "there is no curve file prior.csv" in shown.text("ol")
+    assert "1 min 26 s of training in all" in shown.text("p")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a,b\n1,2\n", "phase,step,loss,seconds\nvae,x,1,2\n", "phase,step,seconds\nvae,1\n"],
+)
+def test_broken_curve_is_named(tmp_path: Path, content: str) -> None:
+    """Catches a traceback in place of the file's name."""
+    (tmp_path / "vae.csv").write_text(content)
+    with pytest.raises(UserError, match=r"vae\.csv: not a training curve"):
+        report.read_phases(tmp_path / "vae.csv")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min 0 s"),
+        (315, "5 min 15 s"),
+        (3599.7, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    """Catches "60 s", and minutes above 59."""
+    assert report.duration(seconds) == text
+
+
+def test_records_become_rows() -> None:
+    """Catches columns out of order, text taken for a number, and a reason of another column."""
+    records = [
+        {"sampler": "ddim", "evaluations": 20, "l2": 0.5, "lpips": None},
+        {"sampler": "heun", "evaluations": 39, "l2": None},
+    ]
+    section = report.sampler_study(records, reasons={"lpips": "8 pixels", "l2": "diverged"})
+    shown = page(sections=[section])
+    assert list(shown.tables) == ["Samplers"]  # no guidance sweep, no table
+    assert shown.rows("Samplers") == {
+        "ddim": ["20", "0.5000", "–1"],
+        "heun": ["39", "–2", "–1"],
+    }
+    assert shown.text("ol") == "8 pixels diverged"
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: report.likelihood({}),
+        lambda: report.sampler_study([]),
+        lambda: report.rate_distortion([]),
+        lambda: report.latents({}),
+        lambda: report.sample_quality({}),
+    ],
+)
+def test_part_that_was_switched_off_says_so(build) -> None:
+    """Catches an empty table, and a heading over nothing."""
+    section = build()
+    assert section.tables == []
+    assert section.notes == ["Nothing to show: this part was switched off in params.yaml."]
+
+
+@pytest.mark.parametrize(
+    "build", [report.likelihood, report.latents, report.sample_quality], ids=lambda f: f.__name__
+)
+def test_section_of_systems(build, figures: Path) -> None:
+    """Catches a section that drops its reasons, figures or notes."""
+    figure = report.figure_file(figures / "of_mine.png")
+    numbers = {"scorevae": {"some_measure": 1.5}, "vae": {"some_measure": None}}
+    section = build(numbers, reasons={"vae": "none"}, figures=[figure], notes=["Note"])
+    shown = page(sections=[section])
+    assert shown.rows(section.tables[0].caption) == {"Some measure": ["1.5000", "–1"]}
+    assert shown.text("ol") == "none"
+    assert shown.text("figcaption") == "Of mine."
+    assert [text for path, text in shown.texts if path.endswith("section ul li")] == ["Note"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"GIF89a"])
+def test_unreadable_figure_is_named(tmp_path: Path, content: bytes | None) -> None:
+    """Catches a traceback of the picture library, and a page with a hole."""
+    path = tmp_path / "broken.png"
+    if content is not None:
+        path.write_bytes(content)
+    section = Section("S", figures=[FigureFile(path, "c", "a")])
+    with pytest.raises(UserError, match=r"broken\.png: no picture .*; run the stage"):
+        page(sections=[section])
+
+
+# --- where it comes from ---
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("not under /root/.cache/torch/x.pth, sorry", "not under …/x.pth, sorry"),
+        ("'/a/b/c' and (/d/e)", "'…/c' and (…/e)"),
+        ("key=/home/someone/data/", "key=…/"),
+        ("/a/b", "…/b"),
+        ("data/digits/x.npy", "data/digits/x.npy"),
+        ("g²/σ² in nats/dim, 1 / 2 or 3/4", "g²/σ² in nats/dim, 1 / 2 or 3/4"),
+    ],
+)
+def test_paths_of_the_machine_are_cut(text: str, shown: str) -> None:
+    """Catches a home folder in a published page, and a fraction taken for a path."""
+    assert report.without_paths(text) == shown
+    body = page(summary=text, sections=[Section("S", notes=[text])]).text()
+    assert body.count(shown) == 2
+
+
+def test_parameters_are_those_that_count() -> None:
+    """Catches other presets on the page, Python's spelling, and a path of this machine."""
+    names = {"presets.digits.data.root": "/home/someone", "presets.digits.lpips.trunk": "x.pth"}
+    shown = report.parameters(tiny_config(**names))
+    assert {name.split(".")[1] for name in shown if name.startswith("presets.")} == {"digits"}
+    assert {name.split(".")[1] for name in shown if name.startswith("protocols.")} == {"default"}
+    assert [shown[name] for name in names] == ["PATH", "PATH"]
+    assert shown["presets.digits.test_images"] == "null"
+    assert shown["presets.digits.flip"] == "false"
+    assert report.parameters(tiny_config())["presets.digits.data.root"] == "null"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git and return what it prints."""
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    command = ["git", *identity, *arguments]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A commit of params.yaml and of one source file."""
+    root = tmp_path / "repository"
+    (root / "src").mkdir(parents=True)
+    (root / "src/code.py").write_text("x = 1\n")
+    write_params(root / "params.yaml", tiny_params())
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "first")
+    return root
+
+
+CHANGES = {
+    "preset": "cifar10",
+    "beta": 1e-5,
+    "seed": 3,
+    "objective.weighting": "simple",
+    "reconstruct.protocol": "stochastic",
+    "protocols.stochastic.clip": False,
+    "presets.cifar10.data.root": "/home/someone/cifar",
+    "presets.cifar10.prior.network.channels": [8, 16, 16],
+    "presets.cifar10.test_images": 12,
+    "presets.cifar10.prior.training.precision": "no",
+    "presets.digits.latent": 3,  # of another preset: changes nothing
+}
+
+
+def test_commands_give_the_same_run(repository: Path) -> None:
+    """Catches a setting that the command forgets, cannot be read back, or need not name."""
+    path = write_params(repository / "params.yaml", tiny_params(**CHANGES))
+    origin = report.provenance(load_config(path), path)
+    assert origin.commit == git(repository, "rev-parse", "HEAD")
+    assert origin.dirty is False  # the parameters are in the command
+    assert origin.notes == ["PATH stands for files of your own."]
+    assert origin.commands[0] == f"git checkout {origin.commit}"
+    words = shlex.split(origin.commands[-1])
+    assert words[:3] == ["dvc", "exp", "run"]
+    settings = dict(word.split("=", 1) for word in words[4::2])
+    assert settings.keys() == CHANGES.keys() - {
+        "presets.digits.latent",
+        "presets.cifar10.prior.training.precision",  # "no" was committed
+    }
+    assert settings["presets.cifar10.data.root"] == "PATH"
+    tree = tiny_params()
+    for name, value in settings.items():
+        put(tree, name, 1e-5 if name == "beta" else yaml.safe_load(value))
+    expected = tiny_config(**(CHANGES | {"presets.cifar10.data.root": "PATH"}))
+    found = parse(Config, tree, "commands")
+    assert (found.selected, found.sampling) == (expected.selected, expected.sampling)
+    assert found.model_dump(exclude={"presets"}) == expected.model_dump(exclude={"presets"})
+
+
+def test_local_changes_of_the_code(repository: Path) -> None:
+    """Catches a commit that stands for code which it does not hold, new files included."""
+    params = repository / "params.yaml"
+    (repository / "results.txt").write_text("written by the run itself")
+    assert report.provenance(tiny_config(), params).dirty is False
+    (repository / "src/new.py").touch()
+    origin = report.provenance(tiny_config(), params)
+    assert origin.dirty is True
+    assert origin.notes == ["The code had local changes: the commit alone may give other numbers."]
+    assert f"{origin.commit} with local changes" in page(provenance=origin).text("dd")
+
+
+def test_preset_that_the_commit_lacks(repository: Path) -> None:
+    """Catches a command that DVC refuses because the key is new."""
+    tree = tiny_params(preset="mine")
+    tree["presets"]["mine"] = tree["presets"]["digits"]
+    path = write_params(repository / "params.yaml", tree)
+    origin = report.provenance(load_config(path), path)
+    assert origin.notes == [
+        "The commit lacks some of the parameters below: add them to params.yaml."
+    ]
+    assert origin.commands[-1] == "dvc exp run -S preset=mine -S beta=0.01 -S seed=0"
+
+
+def test_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a page that needs a repository, or takes that of a folder above."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    path = write_params(folder / "params.yaml", tiny_params())
+    origin = report.provenance(load_config(path), path)
+    assert (origin.commit, origin.dirty) == ("unknown", False)
+    assert origin.notes == ["The run was not in a Git repository: no commit is known."]
+    assert not any("checkout" in line for line in origin.commands)
+
+
+def test_hardware_names_the_machine_and_not_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a GPU left out, memory in the wrong unit, and the name of the host."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**21}
+    monkeypatch.setattr("os.sysconf", lambda name: sizes[name])
+    found = report.hardware()
+    assert found["GPU"] == "GPU 0, GPU 1"
+    assert found["Memory"] == "8 GiB"
+    assert found["Python"] == ".".join(map(str, sys.version_info[:3]))
+    assert all(found.values())
+    assert list(found)[:4] == ["Processor", "Cores", "Memory", "GPU"]
