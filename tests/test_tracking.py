@@ -184,7 +184,10 @@ def test_dead_server_costs_a_warning(
     lines = capsys.readouterr().err.splitlines()
     warnings = [line for line in lines if line.startswith("warning: MLflow tracking stopped (")]
     assert len(warnings) == 1
-    assert warnings[0].endswith("the files in results/ hold every number")
+    assert warnings[0].endswith(
+        "; the files in results/ hold every number, and "
+        "`python -m scorevae.tracking sync` records them later"
+    )
 
 
 def test_failing_call_stops_tracking_only(
@@ -192,34 +195,116 @@ def test_failing_call_stops_tracking_only(
 ) -> None:
     """Catches an exception of the background thread that reaches the stage."""
     with track("train_prior", tiny_config()) as tracker:
-        tracker.artifact(dvc_root / "absent")
+        tracker.weights("read", dvc_root / "absent")
         tracker.record(1, {"loss": 1.0})
     assert capsys.readouterr().err.count("warning: MLflow tracking stopped") == 1
     assert child(client, "train_prior").data.metrics == {}
 
 
+def test_failing_artifacts_leave_the_numbers(
+    client: MlflowClient, dvc_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches numbers lost because a file could not be stored, and a warning for each file."""
+    with track("train_prior", tiny_config()) as tracker:
+        for _ in range(2):
+            tracker.artifact(dvc_root / "absent")
+        tracker.record(1, {"loss": 1.0})
+    assert capsys.readouterr().err.count("warning: MLflow artifacts stopped") == 1
+    run = child(client, "train_prior")
+    assert run.data.metrics == {"loss": 1.0}
+    assert run.info.status == "FINISHED"
+
+
 def test_block_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches a stage that starts, records or ends only once the server answers.
+    """Catches a stage that starts, records or ends only once the server answers; two warnings.
 
-    The session is opened only after the block is over: waiting for it would never end.
+    MLflow is there only after the block is over: waiting for it would never end.
     """
     released = threading.Event()
-    ended = threading.Event()
 
-    def slow(stage: str, config: object) -> None:
+    def slow() -> None:
         released.wait()
-        ended.set()
         raise RuntimeError("too late")
 
-    monkeypatch.setattr(tracking, "_Session", slow)
+    monkeypatch.setattr(tracking, "load_mlflow", slow)
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
     with track("train_prior", tiny_config()) as tracker:
         tracker.record(1, {"loss": 1.0})
-    assert "no answer within 0 s at the end" in capsys.readouterr().err
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "tracking"]
     released.set()
-    assert ended.wait(60)
+    thread.join(60)
+    assert not thread.is_alive()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(no answer within 0 s at the end from MLflow's import)" in line
+
+
+def test_records_after_the_end_of_tracking_are_forgotten(
+    dvc_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches memory that fills for days once the server is gone."""
+    monkeypatch.setattr(tracking, "load_mlflow", lambda: 1 / 0)
+    with track("train_prior", tiny_config()) as tracker:
+        tracker._worker.join(60)
+        tracker.record(1, {"loss": 1.0})
+        assert tracker._worker._tasks.empty()
+
+
+def test_stages_of_one_experiment_share_their_parent_on_different_days(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a parent for each commit although DVC names the experiment."""
+    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
+    for stage, commit in (("download", "a" * 40), ("train_prior", "b" * 40)):
+        monkeypatch.setattr(tracking, "_git_commit", lambda commit=commit: commit)
+        with track(stage, tiny_config()):
+            pass
+    assert len(parents(client)) == 1
+
+
+def test_a_name_used_again_for_other_parameters_is_another_execution(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches numbers shown beside the parameters of an earlier experiment of the same name."""
+    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
+    for beta in (0.02, 0.03, 0.02):
+        with track("download", tiny_config(beta=beta)):
+            pass
+    assert sorted(run.data.params["beta"] for run in parents(client)) == ["0.02", "0.03"]
+
+
+def test_parameters_that_a_dying_server_lost_are_added(client: MlflowClient) -> None:
+    """Catches a parent that was created and then stays without parameters."""
+    execution = tracking.Execution(tiny_config())
+    execution.create_parent()
+    with track("download", tiny_config()):
+        pass
+    (parent,) = parents(client)
+    assert parent.data.params == execution.parameters
+
+
+def test_passwords_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches the password of a tracking URI in the log of a CI job."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://user:secret@host/database")
+    with track("download", tiny_config()):
+        pass
+    error = capsys.readouterr().err
+    assert "nonsense://***@host/database" in error
+    assert "secret" not in error
+
+
+def test_the_remedy_names_the_experiment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a command that would record an experiment of `dvc exp run` elsewhere."""
+    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with track("download", tiny_config()):
+        pass
+    assert "`python -m scorevae.tracking sync --name grave-fate`" in capsys.readouterr().err
 
 
 def test_flatten() -> None:

@@ -1,27 +1,34 @@
 """MLflow as a view: one parent run for each pipeline execution, one child run for each stage.
 
-All MLflow calls happen in a background thread, in order. Training therefore never waits for a
-server, and never fails because of one: after the first failure the thread warns once and
-stops calling. The files that a stage writes (CSV, JSON) hold every number in any case.
+All MLflow calls of a stage happen in a background thread, in order. Training therefore never
+waits for a server, and never fails because of one: after the first failure the thread warns once
+and stops calling; a stage that has ended waits FLUSH_SECONDS for it at the most. The files that a
+stage writes (CSV, JSON) hold every number in any case, and ``python -m scorevae.tracking sync``
+(:mod:`scorevae.sync`) records them afterwards.
 """
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import queue
+import re
+import runpy
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from scorevae.config import Config
+from scorevae.errors import UserError
 from scorevae.files import sha256
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "scorevae"
 PARENT_TAG = "scorevae.execution"
 FLUSH_SECONDS = 30.0  # how long a finished stage waits for the last records to arrive
+LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
 
 # Read by MLflow at import. Its own defaults keep one call to a dead server for four minutes.
 PATIENCE = {
@@ -38,163 +46,320 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+TALKATIVE = ("mlflow", "alembic", "urllib3")  # loggers that tell of every retry and migration
 
+Point = tuple[str, float, int, int]  # metric, value, milliseconds since 1970, step
 Task = Callable[["_Session"], None]
 
 
 class Tracker:
     """Records of one stage. Every method returns at once and never raises."""
 
-    def __init__(self, tasks: "queue.Queue[Task | None]") -> None:
-        self._tasks = tasks
+    def __init__(self, worker: "_Worker") -> None:
+        self._worker = worker
 
     def record(self, step: int, numbers: dict[str, float], prefix: str = "") -> None:
         """Curve points of this stage's run."""
-        now = int(time.time() * 1000)
+        now = milliseconds()
         points = [(f"{prefix}{name}", float(value), now, step) for name, value in numbers.items()]
-        self._tasks.put(lambda session: session.points(points))
+        self._worker.put(lambda session: session.execution.points(session.child, points))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file or folder in this stage's run."""
-        self._tasks.put(lambda session: session.artifact(session.child, path, folder))
+        self._worker.put(lambda session: session.artifact(session.child, path, folder))
 
     def weights(self, role: str, path: Path) -> None:
         """Tag this stage's run with the SHA-256 of weights that it read or wrote."""
-        self._tasks.put(lambda s: s.tag(f"sha256.{role}.{path.stem}", sha256(path)))
+        self._worker.put(lambda s: s.tag(f"sha256.{role}.{path.stem}", sha256(path)))
 
     def headline(self, numbers: dict[str, float], figures: list[Path]) -> None:
         """Final metrics and figures of the whole execution, on the parent run, which ends."""
-        self._tasks.put(lambda session: session.finish_parent(numbers, figures))
+        self._worker.put(lambda session: session.finish_parent(numbers, figures))
 
 
 @contextmanager
 def track(stage: str, config: Config) -> Iterator[Tracker]:
     """Track one stage: a child run that ends with the block, FAILED if the block raises."""
-    tasks: queue.Queue[Task | None] = queue.Queue()
-    worker = threading.Thread(target=_work, args=(tasks, stage, config), daemon=True)
+    worker = _Worker(stage, config)
     worker.start()
     status = "FAILED"
     try:
-        yield Tracker(tasks)
+        yield Tracker(worker)
         status = "FINISHED"
     finally:
-        tasks.put(lambda session: session.end(status))
-        tasks.put(None)
+        worker.put(lambda session: session.end(status))
+        worker.put(None)
         worker.join(FLUSH_SECONDS)
         if worker.is_alive():
-            _warn(f"no answer within {FLUSH_SECONDS:.0f} s at the end")
+            worker.give_up(
+                f"no answer within {FLUSH_SECONDS:.0f} s at the end from {worker.waiting_for}"
+            )
 
 
-def _work(tasks: "queue.Queue[Task | None]", stage: str, config: Config) -> None:
+class _Worker(threading.Thread):
     """The thread: open the session, then carry out tasks until None, or until one fails."""
-    try:
-        session = _Session(stage, config)
-        while (task := tasks.get()) is not None:
-            task(session)
-    except Exception as error:  # noqa: BLE001 (tracking must not end a training, whatever fails)
-        _warn(" ".join(str(error).split())[:200])
+
+    def __init__(self, stage: str, config: Config) -> None:
+        super().__init__(name="tracking", daemon=True)
+        self.waiting_for = "MLflow's import"
+        self._stage, self._config = stage, config
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._given_up = threading.Lock()
+
+    def put(self, task: Task | None) -> None:
+        """Have a task done in its turn; forget it if the thread has stopped."""
+        if self.is_alive():
+            self._tasks.put(task)
+
+    def run(self) -> None:
+        try:
+            load_mlflow()
+            session = self._open()
+            while (task := self._tasks.get()) is not None:
+                task(session)
+        except Exception as error:  # noqa: BLE001 (tracking must not end a training, whatever fails)
+            self.give_up(one_line(error))
+
+    def give_up(self, reason: str) -> None:
+        """Say that nothing more is recorded, unless that was said before."""
+        if self._given_up.acquire(blocking=False):
+            _warn("tracking", reason)
+
+    def _open(self) -> "_Session":
+        execution = Execution(self._config)
+        lock = execution.lock()
+        self.waiting_for = f"the lock {lock.lock_file}"
+        with lock:
+            self.waiting_for = one_line(execution.uri)
+            found = execution.find_parent()
+            parent = execution.create_parent() if found is None else found.info.run_id
+            execution.complete_parameters(parent, found)
+            execution.client.set_terminated(parent, "RUNNING")
+        tags = {"python": platform.python_version()}
+        return _Session(execution, parent, execution.create_child(parent, self._stage, tags))
 
 
-def _warn(reason: str) -> None:
+def _warn(what: str, reason: str) -> None:
+    name = os.environ.get("DVC_EXP_NAME")
+    command = "python -m scorevae.tracking sync" + (f" --name {name}" if name else "")
     print(
-        f"warning: MLflow tracking stopped ({reason}); the files in results/ hold every number",
+        f"warning: MLflow {what} stopped ({reason}); the files in results/ hold every number, "
+        f"and `{command}` records them later",
         file=sys.stderr,
         flush=True,
     )
 
 
 class _Session:
-    """The calls to MLflow, in the background thread."""
+    """What the tasks of one stage do, in the background thread."""
 
-    def __init__(self, stage: str, config: Config) -> None:
-        for name, value in PATIENCE.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-        # A server keeps artifacts where it was told to; a database alone needs to be told here,
-        # and with an absolute path, else they land in a working copy that is deleted.
-        artifacts = (root / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        commit = _git_commit()
-        # First use migrates the database and creates runs by name: two stages of concurrent
-        # experiments must not do that at once.
-        with FileLock(root / ".mlflow.lock"):
-            self.client = MlflowClient(tracking_uri=uri)
-            experiment = _experiment(self.client, artifacts)
-            self.parent = _parent(self.client, experiment, config, commit)
-        child = self.client.create_run(
-            experiment,
-            run_name=stage,
-            tags={
-                "mlflow.parentRunId": self.parent,
-                "mlflow.source.git.commit": commit,
-                "stage": stage,
-                "python": platform.python_version(),
-            },
-        )
-        self.child = child.info.run_id
-
-    def points(self, points: list[tuple[str, float, int, int]]) -> None:
-        from mlflow.entities import Metric
-
-        self.client.log_batch(self.child, metrics=[Metric(*point) for point in points])
+    def __init__(self, execution: "Execution", parent: str, child: str) -> None:
+        self.execution, self.parent, self.child = execution, parent, child
+        self._artifacts_fail = False
 
     def artifact(self, run: str, path: Path, folder: str | None) -> None:
+        """A full disk under the artifacts is no reason to lose the numbers that follow."""
+        if self._artifacts_fail:
+            return
+        try:
+            self.execution.upload(run, path, folder)
+        except Exception as error:  # noqa: BLE001 (each kind of artifact store has its own)
+            self.execution.client.get_run(run)  # raises if it is the server that has gone
+            self._artifacts_fail = True
+            _warn("artifacts", one_line(error))
+
+    def tag(self, name: str, value: str) -> None:
+        self.execution.client.set_tag(self.child, name, value)
+
+    def finish_parent(self, numbers: dict[str, float], figures: list[Path]) -> None:
+        self.execution.headline(self.parent, numbers)
+        for path in figures:
+            self.artifact(self.parent, path, FIGURES)
+        self.execution.client.set_terminated(self.parent, "FINISHED")
+
+    def end(self, status: str) -> None:
+        self.execution.client.set_terminated(self.child, status)
+        if status == "FAILED":
+            self.execution.client.set_terminated(self.parent, "FAILED")
+
+
+FIGURES = "figures"  # the parent's folder of what the headline shows
+
+
+class Execution:
+    """The runs of one pipeline execution in MLflow: a parent, and a child for each stage.
+
+    The execution is known by DVC's name of the experiment, else by commit and parameters. Stages
+    that run on different days therefore share their parent.
+    """
+
+    def __init__(self, config: Config, name: str | None = None) -> None:
+        self.root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+        database = f"sqlite:///{self.root / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database
+        self.parameters = flatten(_resolved(config))
+        self.commit = _git_commit()
+        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
+        name = name or os.environ.get("DVC_EXP_NAME")
+        self.key = name or f"{self.commit[:10]}-{digest[:8]}"
+
+    def lock(self) -> FileLock:
+        """Hold it to find or create.
+
+        First use migrates the database and creates runs by name: two stages of concurrent
+        experiments must not do that at once.
+        """
+        return FileLock(self.root / ".mlflow.lock", timeout=LOCK_SECONDS)
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """The connection; a database without tables gets them."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def database_is_absent(self) -> bool:
+        """Whether the first use of :attr:`client` would create a database file."""
+        path = self.uri.removeprefix("sqlite:///").partition("?")[0]
+        return self.uri.startswith("sqlite:///") and not Path(path).exists()
+
+    def find_parent(self, *, any_parameters: bool = False) -> "Run | None":
+        """The newest run of this execution, if there is one.
+
+        A name that was used again for other parameters (``dvc exp run --force``) means another
+        execution, unless ``any_parameters``.
+        """
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return None
+        where = f"tags.`{PARENT_TAG}` = '{self.key}'"
+        found: list[Run] = self.client.search_runs([experiment.experiment_id], where)
+        same = (run for run in found if any_parameters or not self.other_parameters(run))
+        return next(same, None)
+
+    def other_parameters(self, run: "Run") -> list[str]:
+        """Names of the parameters whose values in a run are not those of this execution."""
+        recorded: dict[str, str] = run.data.params
+        return [name for name, value in recorded.items() if self.parameters.get(name) != value]
+
+    def create_parent(self) -> str:
+        """A new run for this execution."""
+        tags = {PARENT_TAG: self.key, "mlflow.source.git.commit": self.commit}
+        run = self.client.create_run(self._experiment(), run_name=self.key, tags=tags)
+        return str(run.info.run_id)
+
+    def complete_parameters(self, parent: str, found: "Run | None") -> int:
+        """Record the parameters that ``found``, the parent as it was, lacks; their number."""
+        from mlflow.entities import Param
+
+        recorded = found.data.params if found is not None else {}
+        lacking = [Param(k, v) for k, v in self.parameters.items() if k not in recorded]
+        if lacking:
+            self.client.log_batch(parent, params=lacking)
+        return len(lacking)
+
+    def children(self, parent: str, stage: str) -> "list[Run]":
+        """The runs of one stage, the newest first."""
+        where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'"
+        return list(self.client.search_runs([self._experiment()], where))
+
+    def create_child(
+        self, parent: str, stage: str, tags: dict[str, str], start: int | None = None
+    ) -> str:
+        """A new run of a stage, which began now or at ``start`` (milliseconds since 1970)."""
+        own = {
+            "mlflow.parentRunId": parent,
+            "mlflow.source.git.commit": self.commit,
+            "stage": stage,
+        }
+        run = self.client.create_run(
+            self._experiment(), start_time=start, run_name=stage, tags=own | tags
+        )
+        return str(run.info.run_id)
+
+    def points(self, run: str, points: Iterable[Point]) -> None:
+        """Append to the histories of a run's metrics."""
+        from mlflow.entities import Metric
+
+        self.client.log_batch(run, metrics=[Metric(*point) for point in points])
+
+    def history(self, run: "Run") -> list[Point]:
+        """Every point of every metric of a run."""
+        return [
+            (metric.key, metric.value, metric.timestamp, metric.step)
+            for name in run.data.metrics
+            for metric in self.client.get_metric_history(run.info.run_id, name)
+        ]
+
+    def headline(self, parent: str, numbers: dict[str, float]) -> None:
+        """Final metrics, which a comparison page shows beside the parameters."""
+        now = milliseconds()
+        self.points(parent, [(name, float(value), now, 0) for name, value in numbers.items()])
+
+    def upload(self, run: str, path: Path, folder: str | None) -> None:
+        """Copy a file or folder among the artifacts of a run."""
         if path.is_dir():
             self.client.log_artifacts(run, str(path), folder)
         else:
             self.client.log_artifact(run, str(path), folder)
 
-    def tag(self, name: str, value: str) -> None:
-        self.client.set_tag(self.child, name, value)
+    def holds(self, run: str, path: Path, folder: str | None) -> bool:
+        """Whether a run has a file, whole, among its artifacts."""
+        name = f"{folder}/{path.name}" if folder else path.name
+        sizes = {file.path: file.file_size for file in self.client.list_artifacts(run, folder)}
+        return name in sizes and sizes[name] in (None, path.stat().st_size)
 
-    def finish_parent(self, numbers: dict[str, float], figures: list[Path]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, 0) for name, value in numbers.items()]
-        self.client.log_batch(self.parent, metrics=metrics)
-        for path in figures:
-            self.artifact(self.parent, path, "figures")
-        self.client.set_terminated(self.parent, "FINISHED")
-
-    def end(self, status: str) -> None:
-        self.client.set_terminated(self.child, status)
-        if status == "FAILED":
-            self.client.set_terminated(self.parent, "FAILED")
+    def _experiment(self) -> str:
+        existing = self.client.get_experiment_by_name(EXPERIMENT)
+        if existing is not None:
+            return str(existing.experiment_id)
+        # A server keeps artifacts where it was told to; a database alone needs to be told here,
+        # and with an absolute path, else they land in a working copy that is deleted.
+        own = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=own))
 
 
-def _experiment(client: "MlflowClient", artifacts: str | None) -> str:
-    existing = client.get_experiment_by_name(EXPERIMENT)
-    if existing is not None:
-        return str(existing.experiment_id)
-    return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+def load_mlflow() -> None:
+    """Import MLflow, which takes seconds, impatient and silent."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401
+
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _parent(client: "MlflowClient", experiment: str, config: Config, commit: str) -> str:
-    """Find or create the run of this pipeline execution; set it RUNNING."""
-    parameters = flatten(_resolved(config))
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
-    name = os.environ.get("DVC_EXP_NAME")
-    key = name or f"{commit[:10]}-{digest}"
-    found: list[Run] = list(
-        client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{key}'", max_results=1)
-    )
-    if found:
-        client.set_terminated(found[0].info.run_id, "RUNNING")
-        return str(found[0].info.run_id)
-    from mlflow.entities import Param
+@contextmanager
+def server_errors(execution: Execution) -> Iterator[None]:
+    """Turn what MLflow and its stores raise into one line that names where they are.
 
-    run = client.create_run(
-        experiment,
-        run_name=name or key,
-        tags={PARENT_TAG: key, "mlflow.source.git.commit": commit},
-    )
-    client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in parameters.items()])
-    return str(run.info.run_id)
+    Raises:
+        UserError: the server, its database, its artifacts or the lock cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(
+            f"MLflow at {one_line(execution.uri)} does not take the records "
+            f"({one_line(error)}); start or free it, or set MLFLOW_TRACKING_URI, and sync again: "
+            "what is recorded already is not recorded twice"
+        ) from None
+
+
+def milliseconds() -> int:
+    """Now, as MLflow wants it."""
+    return int(time.time() * 1000)
+
+
+def one_line(what: object) -> str:
+    """The beginning of a message, without line breaks and without the password of a URI."""
+    return re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(what).split()))[:200]
 
 
 def _resolved(config: Config) -> dict[str, Any]:
@@ -224,3 +389,8 @@ def _git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    # By its name, not by an import: the stages depend on all that this module imports.
+    runpy.run_module("scorevae.sync", run_name="__main__")

@@ -1,0 +1,300 @@
+"""``python -m scorevae.tracking sync``: record afterwards what MLflow missed.
+
+Reads the files that the stages left in results/ and completes the runs that they would have made.
+What is recorded already is recognised by metric, step and value, so that a second call adds
+nothing, and a stage whose server died in mid-training keeps its run.
+"""
+
+import csv
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from scorevae.config import Config, load_config
+from scorevae.errors import UserError
+from scorevae.tracking import (
+    FIGURES,
+    Execution,
+    Point,
+    flatten,
+    load_mlflow,
+    one_line,
+    server_errors,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+PATH = click.Path(path_type=Path)
+CURVES = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
+SYNCED = {"scorevae.synced": "true"}  # marks a run that was recorded afterwards
+NAME_HELP = (
+    "the experiment or run, as DVC and MLflow show it; default: DVC_EXP_NAME, else the run of "
+    "this commit and these parameters"
+)
+LARGEST = sys.float_info.max  # what MLflow stores for infinity
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training curve of one stage, as the points of its run."""
+
+    stage: str
+    path: Path
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the stage evaluate shows on the parent."""
+
+    numbers: dict[str, float]
+    files: list[Path]
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Hold the commands."""
+
+
+@main.command()
+@click.option("--params", type=PATH, default=Path("params.yaml"), show_default=True)
+@click.option("--results", type=PATH, default=Path("results"), show_default=True)
+@click.option("--name", help=NAME_HELP)
+@click.option("--dry-run", is_flag=True, help="say what is missing, record nothing")
+def sync(params: Path, results: Path, name: str | None, dry_run: bool) -> None:
+    """Record in MLflow what is in the results and not there yet."""
+    config = load_config(params)
+    curves, headline, absent = read_results(results, config)
+    for reason in absent:
+        click.echo(f"left out: {reason}")
+    if not curves and headline is None:
+        raise UserError(
+            f"{results}: nothing to record; run `dvc repro`, or name its folder with --results"
+        )
+    load_mlflow()
+    execution = Execution(config, name)
+    with server_errors(execution), execution.lock():
+        lines = _Completion(execution, dry_run=dry_run).run(curves, headline)
+    for line in lines:
+        click.echo(f"{'would add' if dry_run else 'added'}: {line}")
+    where = f"run {execution.key} at {one_line(execution.uri)}"
+    click.echo(where if lines else f"{where}: everything is recorded, nothing to add")
+
+
+class _Completion:
+    """Adds what is missing to the runs of one execution; each step tells in a line what it did."""
+
+    def __init__(self, execution: Execution, *, dry_run: bool) -> None:
+        self._execution = execution
+        self._dry_run = dry_run
+        self._lines: list[str] = []
+
+    def run(self, curves: list[Curve], headline: Headline | None) -> list[str]:
+        """Complete the parent's parameters, each stage's run, then what ends the parent."""
+        found = None
+        if not (self._dry_run and self._execution.database_is_absent()):
+            found = self._execution.find_parent(any_parameters=True)
+        if found is not None:
+            self._check_parameters(found)
+        parent = self._parent(found)
+        for curve in curves:
+            self._curve(parent, curve)
+        if headline is not None:
+            self._headline(parent, found, headline)
+        return self._lines
+
+    def _check_parameters(self, found: "Run") -> None:
+        other = self._execution.other_parameters(found)
+        if other:
+            there = ", ".join(f"{name}: {found.data.params[name]}" for name in other[:3])
+            raise UserError(
+                f"the run {self._execution.key} in MLflow has other parameters than these "
+                f"results ({there}); check out what belongs to it, or name another with --name"
+            )
+
+    def _parent(self, found: "Run | None") -> str | None:
+        """The parent with all its parameters; None if it would have to be created."""
+        execution = self._execution
+        recorded = found.data.params if found is not None else {}
+        lacking = len(execution.parameters.keys() - recorded.keys())
+        if lacking:
+            self._lines.append(f"{lacking} parameters")
+        if self._dry_run:
+            return None if found is None else str(found.info.run_id)
+        parent = execution.create_parent() if found is None else str(found.info.run_id)
+        execution.complete_parameters(parent, found)
+        return parent
+
+    def _curve(self, parent: str | None, curve: Curve) -> None:
+        execution = self._execution
+        runs = [] if parent is None else execution.children(parent, curve.stage)
+        found = closest(
+            [(run, identities(execution.history(run))) for run in runs], identities(curve.points)
+        )
+        run, recorded = found if found is not None else (None, set())
+        missing = [p for p in curve.points if identities([p]).isdisjoint(recorded)]
+        whole = run is not None and execution.holds(run.info.run_id, curve.path, None)
+        if run is not None and whole and not missing and run.info.status == "FINISHED":
+            return
+        of = f"to run {run.info.run_id}" if run is not None else "in a new run"
+        self._lines.append(f"{curve.stage}: {len(missing)} of {len(curve.points)} points {of}")
+        if self._dry_run:
+            return
+        assert parent is not None, "only a dry run creates no parent"
+        times = [time for _, _, time, _ in curve.points]
+        identity = (
+            run.info.run_id
+            if run is not None
+            else execution.create_child(parent, curve.stage, SYNCED, min(times))
+        )
+        execution.points(identity, missing)
+        if not whole:
+            execution.upload(identity, curve.path, None)
+        execution.client.set_terminated(identity, "FINISHED", max(times))
+
+    def _headline(self, parent: str | None, found: "Run | None", headline: Headline) -> None:
+        execution = self._execution
+        recorded = {} if found is None else found.data.metrics
+        numbers = {k: v for k, v in headline.numbers.items() if recorded.get(k) != v}
+        files = [
+            path
+            for path in headline.files
+            if parent is None or not execution.holds(parent, path, FIGURES)
+        ]
+        ended = found is not None and found.info.status == "FINISHED"
+        if ended and not numbers and not files:
+            return
+        self._lines.append(f"headline: {len(numbers)} metrics and {len(files)} files")
+        if self._dry_run:
+            return
+        assert parent is not None, "only a dry run creates no parent"
+        execution.headline(parent, numbers)
+        for path in files:
+            execution.upload(parent, path, FIGURES)
+        execution.client.set_terminated(parent, "FINISHED")
+
+
+def closest(
+    runs: "list[tuple[Run, set[tuple[str, int, float]]]]", wanted: set[tuple[str, int, float]]
+) -> "tuple[Run, set[tuple[str, int, float]]] | None":
+    """The run that holds most of what is wanted and nothing else; the newest of equals.
+
+    One with other numbers is another attempt (killed, then resumed a little earlier): to complete
+    it would mix two curves.
+    """
+    own = [(run, recorded) for run, recorded in runs if recorded <= wanted]
+    return max(own, key=lambda pair: len(pair[1]), default=None)
+
+
+def identities(points: list[Point]) -> set[tuple[str, int, float]]:
+    """What makes a point the same one: its metric, step and value, not the time of its recording.
+
+    MLflow stores infinity as the largest number. A NaN equals nothing: its place is taken by
+    infinity, which is not stored.
+    """
+    return {(name, step, _comparable(value)) for name, value, _, step in points}
+
+
+def _comparable(value: float) -> float:
+    return math.inf if math.isnan(value) else max(-LARGEST, min(LARGEST, value))
+
+
+def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline | None, list[str]]:
+    """Everything under results/ that belongs into MLflow, and why some of it does not.
+
+    Raises:
+        UserError: a file that is not what its stage writes.
+    """
+    preset = config.selected
+    steps = {
+        "train_prior": preset.prior.training.steps,
+        "train_vae_baseline": preset.vae.training.steps,
+        "train_encoder": preset.encoder.training.steps,
+    }
+    curves, absent = [], []
+    for stage, name in CURVES.items():
+        path = results / "curves" / f"{name}.csv"
+        if not path.exists():
+            absent.append(f"{path}: no such file; {stage} writes it")
+            continue
+        points = read_curve(path)
+        last = points[-1][3] if points else 0
+        if last == steps[stage]:
+            curves.append(Curve(stage, path, points))
+        else:
+            absent.append(f"{path}: ends at step {last} of {steps[stage]}; run `dvc repro`")
+    metrics = results / "metrics.json"
+    if not metrics.exists():
+        return curves, None, [*absent, f"{metrics}: no such file; evaluate writes it"]
+    figures = sorted((results / "figures").glob("*.png"))
+    files = [*figures, metrics, results / "errors.csv"]
+    absent += [f"{path}: no such file; evaluate writes it" for path in files if not path.exists()]
+    headline = Headline(_read_metrics(metrics), [path for path in files if path.exists()])
+    return curves, headline, absent
+
+
+def _read_metrics(path: Path) -> dict[str, float]:
+    """The metrics under flat names without the nulls: :func:`scorevae.evaluation.headline`."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError(f"a {type(tree).__name__}")
+        return {name: float(text) for name, text in flatten(tree).items() if text != "None"}
+    except ValueError as error:
+        raise UserError(
+            f"{path}: not the metrics of evaluate ({one_line(error)}); run `dvc repro evaluate`"
+        ) from None
+
+
+def read_curve(path: Path) -> list[Point]:
+    """A curve file as the points that the stage recorded, at about the times when it did.
+
+    The file was written when training ended; ``seconds`` counts from the start of each phase.
+
+    Raises:
+        UserError: not a table of phase, step and numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        try:
+            rows = [_row(cells) for cells in reader]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(
+                f"{path}, line {reader.line_num}: not a training curve ({error!r}); "
+                "run its stage again"
+            ) from None
+    elapsed = _elapsed([(phase, numbers.get("seconds", 0.0)) for phase, _, numbers in rows])
+    start = path.stat().st_mtime - (elapsed[-1] if elapsed else 0.0)
+    return [
+        (f"{phase}/{name}", value, int(1000 * (start + seconds)), step)
+        for (phase, step, numbers), seconds in zip(rows, elapsed, strict=True)
+        for name, value in numbers.items()
+    ]
+
+
+def _row(cells: dict[str, str]) -> tuple[str, int, dict[str, float]]:
+    """Phase, step and those numbers that the row has."""
+    numbers = {k: float(v) for k, v in cells.items() if k not in ("phase", "step") and v}
+    return cells["phase"], int(cells["step"]), numbers
+
+
+def _elapsed(rows: list[tuple[str, float]]) -> list[float]:
+    """Seconds since the start of the first phase, from (phase, seconds since its start)."""
+    before, last, current = 0.0, 0.0, None
+    elapsed = []
+    for phase, seconds in rows:
+        if phase != current:
+            before, current = before + last, phase
+        last = seconds
+        elapsed.append(before + seconds)
+    return elapsed
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""sync: what MLflow missed is recorded afterwards, once, and as the live run would have done."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from tiny import tiny_config, tiny_params, write_params
+
+from scorevae import evaluation, sync, tracking
+from scorevae.tracking import track
+
+pytestmark = pytest.mark.usefixtures("dvc_root")
+
+# Two rows at one step, a NaN, an infinity; the last step is the tiny settings' (tests/tiny.py).
+ROWS = {
+    "train_prior": ("prior", [
+        ("prior", 2, {"loss": 0.5, "gradient_norm": math.inf, "seconds": 1.0}),
+        ("prior", 2, {"test_loss": 0.1 + 0.2, "seconds": 1.5}),
+        ("prior", 4, {"loss": math.nan, "gradient_norm": 1e-30, "seconds": 3.0}),
+    ]),
+    "train_vae_baseline": ("vae", [("vae", 4, {"loss": 7.0, "seconds": 2.0})]),
+    "train_encoder": ("encoder", [
+        ("warm_start", 4, {"loss": 1.0, "seconds": 10.0}),
+        ("objective", 2, {"loss": 2.0, "seconds": 1.0}),
+        ("objective", 4, {"loss": 3.0, "seconds": 4.0}),
+    ]),
+}  # fmt: skip
+NUMBERS = {"scorevae": {"l2": 1.25, "lpips": None, "active_units": 3}, "vae": {"l2": 1 / 3}}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to create."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workspace(dvc_root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with parameters and the results of a whole pipeline, whose MLflow knows nothing."""
+    shutil.copy(empty_database, dvc_root / "mlflow.db")
+    monkeypatch.chdir(dvc_root)
+    write_params(dvc_root / "params.yaml", tiny_params())
+    for name, rows in ROWS.values():
+        write_curve(dvc_root / f"results/curves/{name}.csv", rows)
+    (dvc_root / "results/figures").mkdir()
+    for name in ("figures/samples.png", "errors.csv"):
+        (dvc_root / "results" / name).write_text(name)
+    (dvc_root / "results/metrics.json").write_text(json.dumps(NUMBERS))
+    return dvc_root
+
+
+def write_curve(path: Path, rows: list[tuple[str, int, dict[str, float]]]) -> None:
+    """As the training stages write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for _, _, numbers in rows for name in numbers))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["phase", "step", *columns])
+        writer.writeheader()
+        writer.writerows({"phase": p, "step": s, **numbers} for p, s, numbers in rows)
+
+
+def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate")) -> None:
+    """Record what the stages themselves record."""
+    for stage in stages:
+        with track(stage, tiny_config()) as tracker:
+            if stage == "evaluate":
+                files = [Path("results") / n for n in ("metrics.json", "errors.csv")]
+                figures = [Path("results/figures/samples.png"), *files]
+                tracker.headline(evaluation.headline(NUMBERS), figures)
+                continue
+            name, rows = ROWS[stage]
+            for phase, step, numbers in rows:
+                tracker.record(step, numbers, prefix=f"{phase}/")
+            tracker.artifact(Path(f"results/curves/{name}.csv"))
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(sync.main, ["sync", *arguments])
+
+
+def succeed(*arguments: str) -> str:
+    """The output of a call that must succeed."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
+    return result.output
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs(folder: Path) -> list[Run]:
+    """All runs, the oldest first."""
+    server = client(folder)
+    experiment = server.get_experiment_by_name(tracking.EXPERIMENT)
+    if experiment is None:
+        return []
+    return list(server.search_runs([experiment.experiment_id], order_by=["start_time ASC"]))
+
+
+def children(folder: Path, stage: str) -> list[Run]:
+    """The runs of a stage, the oldest first."""
+    return [run for run in runs(folder) if run.data.tags.get("stage") == stage]
+
+
+def parent(folder: Path) -> Run:
+    """The one run of the execution."""
+    (found,) = [run for run in runs(folder) if tracking.PARENT_TAG in run.data.tags]
+    return found
+
+
+def history(folder: Path, run: Run, *, times: bool = False) -> list[tuple[str, int, str, int]]:
+    """Every point as (metric, step, value, time), sorted; NaN equals NaN as text."""
+    server = client(folder)
+    points = [p for k in run.data.metrics for p in server.get_metric_history(run.info.run_id, k)]
+    return sorted((p.key, p.step, repr(p.value), p.timestamp if times else 0) for p in points)
+
+
+def recorded(folder: Path) -> dict[str, object]:
+    """Everything that is to be the same after a live run and after sync."""
+    server, found = client(folder), {}
+    for run in runs(folder):
+        folders = [None, "figures"]
+        files = [f.path for at in folders for f in server.list_artifacts(run.info.run_id, at)]
+        content = (run.info.status, run.data.params, history(folder, run), sorted(files))
+        assert run.info.run_name not in found, "two runs of one stage"
+        found[run.info.run_name] = content
+    return found
+
+
+def everything(folder: Path) -> list[object]:
+    """All that sync could change, times included."""
+    infos = [(dict(run.info), run.data.tags, run.data.params) for run in runs(folder)]
+    files = [(str(p), p.stat().st_mtime_ns) for p in sorted(folder.rglob("mlartifacts/**/*"))]
+    return [infos, [history(folder, run, times=True) for run in runs(folder)], files]
+
+
+def test_synced_run_is_that_of_an_undisturbed_one(workspace: Path, empty_database: Path) -> None:
+    """Catches a point, parameter, metric, file or status that is lost, renamed or rounded."""
+    run_live()
+    live = recorded(workspace)
+    for name in ("train_prior", "train_encoder"):
+        assert live[name][2], "the comparison would be empty"
+    shutil.rmtree(workspace / "mlartifacts")
+    shutil.copy(empty_database, workspace / "mlflow.db")
+    output = succeed()
+    synced = recorded(workspace)
+    live.pop("evaluate")  # it holds nothing but its times
+    assert synced == live
+    assert "train_prior: 8 of 8 points in a new run" in output
+    key = tracking.Execution(tiny_config()).key
+    assert parent(workspace).data.tags[tracking.PARENT_TAG] == key
+    (child,) = children(workspace, "train_prior")
+    assert child.data.tags["mlflow.parentRunId"] == parent(workspace).info.run_id
+
+
+@pytest.mark.parametrize("before", ["live", "sync"])
+def test_second_call_adds_nothing(workspace: Path, before: str) -> None:
+    """Catches numbers recorded twice, and a fully recorded run that is touched."""
+    if before == "live":
+        run_live()
+    else:
+        assert "added: " in succeed()
+    for _ in range(2):
+        state = everything(workspace)
+        assert "everything is recorded, nothing to add" in succeed()
+        assert everything(workspace) == state
+
+
+def test_partial_child_is_completed(workspace: Path) -> None:
+    """Catches a second run beside the one whose server died, and points doubled there."""
+    phase, step, numbers = ROWS["train_prior"][1][0]
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(step, numbers, prefix=f"{phase}/")
+    (before,) = children(workspace, "train_prior")
+    assert "train_prior: 5 of 8 points to run" in succeed()
+    (after,) = children(workspace, "train_prior")
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
+    points = history(workspace, after)
+    assert len(points) == len(set(points)) == 8
+
+
+def test_another_attempt_is_left_alone(workspace: Path) -> None:
+    """Catches the points of a killed attempt mixed with those of the one that finished."""
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(2, {"loss": 0.5, "seconds": 1.0}, prefix="prior/")
+        tracker.record(3, {"loss": 0.75}, prefix="prior/")
+    (attempt,) = children(workspace, "train_prior")
+    state = history(workspace, attempt, times=True)
+    succeed()
+    found = children(workspace, "train_prior")
+    assert len(found) == 2
+    assert history(workspace, attempt, times=True) == state
+    (other,) = [run for run in found if run.info.run_id != attempt.info.run_id]
+    assert len(history(workspace, other)) == 8
+
+
+def test_the_fuller_of_two_attempts_is_completed(workspace: Path) -> None:
+    """Catches an empty run that is filled although another lacks one point."""
+    for count in (2, 0):
+        with track("train_prior", tiny_config()) as tracker:
+            for phase, step, numbers in ROWS["train_prior"][1][:count]:
+                tracker.record(step, numbers, prefix=f"{phase}/")
+    succeed()
+    fuller, empty = children(workspace, "train_prior")
+    assert (len(history(workspace, fuller)), len(history(workspace, empty))) == (8, 0)
+
+
+def test_truncated_artifact_is_replaced(workspace: Path) -> None:
+    """Catches a file that a full disk cut short and that passes for recorded."""
+    run_live()
+    (path,) = (workspace / "mlartifacts").rglob("prior.csv")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5])
+    succeed()
+    assert path.read_bytes() == whole
+
+
+def test_headline_of_another_evaluation_is_replaced(workspace: Path) -> None:
+    """Catches metrics.json and MLflow disagreeing after a second evaluation without a server."""
+    run_live()
+    numbers = {**NUMBERS, "vae": {"l2": 0.5}}
+    (workspace / "results/metrics.json").write_text(json.dumps(numbers))
+    assert "headline: 1 metrics" in succeed()
+    assert parent(workspace).data.metrics["vae.l2"] == 0.5
+
+
+def test_flat_metrics_are_those_of_evaluate(workspace: Path) -> None:
+    """Catches other names or roundings than the stage evaluate sends."""
+    _, headline, _ = sync.read_results(workspace / "results", tiny_config())
+    assert headline is not None
+    assert headline.numbers == evaluation.headline(NUMBERS)
+
+
+def test_times_are_those_of_the_training(workspace: Path) -> None:
+    """Catches curves drawn at the time of sync, and phases on top of each other."""
+    path = workspace / "results/curves/encoder.csv"
+    points = sync.read_curve(path)
+    start = path.stat().st_mtime - 14.0  # 10 s of warm start, 4 s of the objective
+    losses = [time for name, _, time, _ in points if name.endswith("/loss")]
+    assert losses == [int(1000 * (start + seconds)) for seconds in (10.0, 11.0, 14.0)]
+    succeed()
+    (child,) = children(workspace, "train_encoder")
+    assert (child.info.start_time, child.info.end_time) == (losses[0], losses[-1])
+
+
+def test_dry_run_writes_nothing(workspace: Path) -> None:
+    """Catches a database, an experiment, a run or a point made by asking."""
+    run_live(("train_prior",))
+    state = everything(workspace)
+    output = succeed("--dry-run")
+    assert everything(workspace) == state
+    lines = output.splitlines()
+    assert lines[:-1] == [
+        "would add: train_vae_baseline: 2 of 2 points in a new run",
+        "would add: train_encoder: 6 of 6 points in a new run",
+        "would add: headline: 3 metrics and 3 files",
+    ]
+    (workspace / "mlflow.db").unlink()
+    assert "would add: train_prior: 8 of 8 points in a new run" in succeed("--dry-run")
+    assert not (workspace / "mlflow.db").exists()
+
+
+def test_name_chooses_the_experiment(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an experiment of DVC whose numbers land in a run of another name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "grave-fate")
+        run_live(("train_prior",))
+    succeed("--name", "grave-fate")
+    assert parent(workspace).info.run_name == "grave-fate"
+    assert len(children(workspace, "train_prior")) == 1
+
+
+def test_experiment_of_other_parameters_is_refused(workspace: Path) -> None:
+    """Catches the numbers of one experiment recorded under the parameters of another."""
+    write_params(workspace / "params.yaml", tiny_params(beta=0.02))
+    succeed("--name", "grave-fate")
+    state = everything(workspace)
+    write_params(workspace / "params.yaml", tiny_params())
+    result = invoke("--name", "grave-fate")
+    assert result.exit_code == 1
+    assert "the run grave-fate in MLflow has other parameters" in result.output
+    assert "(beta: 0.02)" in result.output
+    assert everything(workspace) == state
+
+
+def test_what_is_missing_is_named(workspace: Path) -> None:
+    """Catches an incomplete run that passes for a complete one, and one that is not recorded."""
+    (workspace / "results/curves/vae.csv").unlink()
+    (workspace / "results/metrics.json").unlink()
+    write_curve(workspace / "results/curves/prior.csv", ROWS["train_prior"][1][:2])
+    assert succeed().splitlines()[:3] == [
+        "left out: results/curves/prior.csv: ends at step 2 of 4; run `dvc repro`",
+        "left out: results/curves/vae.csv: no such file; train_vae_baseline writes it",
+        "left out: results/metrics.json: no such file; evaluate writes it",
+    ]
+    names = {run.info.run_name: run.info.status for run in runs(workspace)}
+    assert names.pop("train_encoder") == "FINISHED"
+    assert list(names.values()) == ["RUNNING"]  # the parent: not evaluated yet
+
+
+def test_nothing_to_record(workspace: Path) -> None:
+    """Catches an empty run, and a success, where the folder is the wrong one."""
+    result = invoke("--results", "elsewhere")
+    assert result.exit_code == 1
+    for name in ("curves/prior.csv", "curves/vae.csv", "curves/encoder.csv", "metrics.json"):
+        assert f"elsewhere/{name}: no such file" in result.output
+    assert "Error: elsewhere: nothing to record" in result.output
+    assert runs(workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("curves/prior.csv", "step,loss\n4,1\n", "curves/prior.csv, line 2: not a training"),
+        ("curves/prior.csv", "phase,step,loss\na,4,x\n", "curves/prior.csv, line 2: not a train"),
+        ("curves/prior.csv", "phase,step\na,4,1\n", "curves/prior.csv, line 2: not a training"),
+        ("metrics.json", "{", "metrics.json: not the metrics of evaluate"),
+        ("metrics.json", "[]", "metrics.json: not the metrics of evaluate"),
+        ("metrics.json", '{"vae": {"l2": "x"}}', "metrics.json: not the metrics of evaluate"),
+    ],
+)
+def test_damaged_files_are_refused(workspace: Path, name: str, text: str, message: str) -> None:
+    """Catches a traceback, or half of the results recorded before the fault is found."""
+    (workspace / "results" / name).write_text(text)
+    result = invoke()
+    assert result.exit_code == 1
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+    assert runs(workspace) == []
+
+
+def test_unreachable_server_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a traceback, and a password in it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:1")
+    result = invoke()
+    assert result.exit_code == 1
+    assert "Error: MLflow at http://***@127.0.0.1:1 does not take the records (" in result.output
+    assert "set MLFLOW_TRACKING_URI, and sync again" in result.output
+    assert "secret" not in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_held_lock_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a command that waits for ever beside a stage that is stuck."""
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.0)
+    with tracking.Execution(tiny_config()).lock():
+        result = invoke()
+    assert result.exit_code == 1
+    assert str(workspace / ".mlflow.lock") in result.output
+
+
+def test_metric_names_that_others_added_are_another_attempt() -> None:
+    """Catches a foreign point that is overlooked because all of ours are there."""
+
+    def run(*names: str) -> tuple[str, set[tuple[str, int, float]]]:
+        return ",".join(names), {(name, 1, 0.0) for name in names}
+
+    wanted = run("a", "b")[1]
+    best = sync.closest([run("a", "b", "c"), run(), run("a")], wanted)
+    assert best is not None
+    assert best[0] == "a"
+    assert sync.closest([run("c")], wanted) is None
+
+
+def test_largest_number_stands_for_infinity(workspace: Path) -> None:
+    """Catches points with inf or NaN that are added anew by every call.
+
+    Checks MLflow's own rule, on which the comparison rests.
+    """
+    run_live(("train_prior",))
+    (child,) = children(workspace, "train_prior")
+    (metric,) = client(workspace).get_metric_history(child.info.run_id, "prior/gradient_norm")[:1]
+    assert isinstance(metric, Metric)
+    assert metric.value == sync.LARGEST
