@@ -4,9 +4,10 @@ Nothing in this module changes a result: values live in ``params.yaml``, where D
 """
 
 import re
-from collections.abc import Hashable, Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,8 +17,13 @@ from scorevae.errors import UserError
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
-CountOrZero = Annotated[int, Field(ge=0)]
+MAX_FAULTS = 20  # lines of one message
+MAX_DEPTH = 32  # of a parameter file; the deepest value lies at 7
+
+LARGEST = 2**63 - 1  # with which torch and numpy count
+Count = Annotated[int, Field(gt=0, le=LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+FileName = Annotated[str, Field(min_length=1)]  # an empty one would be the current folder
 Widths = Annotated[list[Count], Field(min_length=1)]
 
 
@@ -136,10 +142,18 @@ class DataConfig(Section):
     """Where images come from and how they are split."""
 
     source: Literal["digits", "mnist", "cifar10", "celeba64", "folder"]
-    root: str | None  # files that the user has; null fetches the official ones
+    root: FileName | None  # files that the user has; null fetches the official ones
     image: ImageConfig
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
-    split_seed: CountOrZero
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)]  # scikit-learn's range
+
+    @model_validator(mode="after")
+    def _grey_or_colour(self) -> Self:
+        if self.image.channels not in (1, 3):
+            raise ValueError(
+                f"image.channels: got {self.image.channels}; choose 1 (grey) or 3 (colour)"
+            )
+        return self
 
 
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
@@ -149,7 +163,7 @@ class LPIPSConfig(Section):
     """The trunk of LPIPS."""
 
     net: LPIPSNet
-    trunk: str | None  # torchvision's file of it; null looks into TORCH_HOME, then fetches it
+    trunk: FileName | None  # torchvision's file of it; null looks into TORCH_HOME, then fetches it
     required: bool  # stop in download, rather than report null at the end
 
 
@@ -236,6 +250,57 @@ class PresetConfig(Section):
     vae: VAEConfig
     encoder: EncoderConfig
 
+    @model_validator(mode="after")
+    def _fits_the_image(self) -> Self:
+        size, prior, encoder = self.data.image.size, self.prior.network, self.encoder.network
+        _check_attention("prior.network", prior.attention, _sides("prior.network", prior, size))
+        _check_heads(prior, size)
+        if encoder.kind == "conv":
+            _check_divisible("encoder.network", size, 2 ** len(encoder.channels))
+        else:
+            sides = _sides("encoder.network", encoder, size, encoder.patch)
+            _check_attention("encoder.network", encoder.attention, sides)
+        return self
+
+
+def _sides(
+    key: str, network: UNetConfig | EncoderNetworkConfig, size: int, patch: int = 1
+) -> list[int]:
+    """Sides of the feature maps, level by level; each level but the first halves them."""
+    levels = len(network.channels)
+    _check_divisible(key, size, patch * 2 ** (levels - 1))
+    return [size // (patch * 2**level) for level in range(levels)]
+
+
+def _check_divisible(key: str, size: int, divisor: int) -> None:
+    if size % divisor:
+        raise ValueError(
+            f"{key}.channels: so many levels need an image.size that {_shown(divisor)} divides, "
+            f"not {size}; give fewer channels (levels), or another size or patch"
+        )
+
+
+def _check_attention(key: str, attention: list[int], sides: list[int]) -> None:
+    for side in attention:
+        if side not in sides:
+            raise ValueError(
+                f"{key}.attention: got {side}; the sides of its feature maps are "
+                f"{', '.join(map(str, sides))}: choose among them"
+            )
+
+
+def _check_heads(network: UNetConfig, size: int) -> None:
+    """Levels that attend, and the middle where one does, need a head of diffusers' 8 channels."""
+    if not network.attention:
+        return
+    for level, width in enumerate(network.channels):
+        attends = size // 2**level in network.attention or level == len(network.channels) - 1
+        if attends and width < 8:
+            raise ValueError(
+                f"prior.network.channels: got {width} where the network attends; give at least 8, "
+                "or an empty attention"
+            )
+
 
 class Config(Section):
     """The whole of ``params.yaml``."""
@@ -246,9 +311,9 @@ class Config(Section):
     sde: SDEConfig
     objective: ObjectiveConfig
     reconstruct: ReconstructConfig
-    protocols: dict[str, ProtocolConfig]
+    protocols: Annotated[dict[str, ProtocolConfig], Field(min_length=1)]
     evaluate: EvaluateConfig
-    presets: dict[str, PresetConfig]
+    presets: Annotated[dict[str, PresetConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
@@ -270,38 +335,121 @@ class Config(Section):
 
 def _check_known(key: str, name: str, under: str, known: Mapping[str, Section]) -> None:
     if name not in known:
-        choices = ", ".join(sorted(known))
-        raise ValueError(f"{key} {name!r} is not under {under}; choose one of: {choices}")
+        choices = ", ".join(_part(choice) for choice in sorted(known)[:MAX_FAULTS])
+        raise ValueError(f"{key} {_shown(name)} is not under {under}; choose one of: {choices}")
+
+
+class _Clipped(reprlib.Repr):
+    """``repr`` of at most a line, whatever the file holds: PyYAML's aliases grow exponentially."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 100, 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python does not write integers beyond 4300 digits."""
+        if x.bit_length() > 128:
+            return f"an integer of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+
+_shown = _Clipped().repr
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, reading numbers and booleans as YAML 1.2 does; no key twice."""
+    """PyYAML's safe loader with the core schema of YAML 1.2; every key a string and given once."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    _depth = 0
+
+    # PyYAML's stubs say less than is passed: index may be a node, index and anchor None.
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        """Compose what comes next, to a bounded depth: PyYAML recurses."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise _unreadable(f"nested more than {MAX_DEPTH} deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
+        """Compose a mapping and check its keys, of which PyYAML would take the last of two."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG + "str":
+                raise _unreadable("a key is no string; put it in quotes", key.start_mark)
+            if key.value in seen:
+                raise _unreadable(f"key {_shown(key.value)} is given twice", key.start_mark)
+            if key.value == "<<":
+                raise _unreadable("merge keys (<<) are not read; write all keys", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
-# PyYAML follows YAML 1.1, where 1e-05 is a string and no is false. DVC follows YAML 1.2, and
-# `dvc exp run -S` writes the file anew: beta: 1e-05, and precision: no without its quotes.
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+def _unreadable(problem: str, mark: Any) -> yaml.constructor.ConstructorError:  # noqa: ANN401
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+def _integer(text: str) -> int | float:
+    """An integer; as the float inf, which every key refuses, beyond what Python reads."""
+    if text.startswith(("0o", "0x")):
+        return int(text, 0)
+    return int(text) if len(text) < 4300 else float(text)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+# PyYAML follows YAML 1.1, where 1e-05 is a string, no is false, 010 is eight and 1:30 is ninety.
+# DVC follows YAML 1.2, and `dvc exp run -S` writes the file anew: beta: 1e-05, and precision: no
+# without its quotes. Hence the core schema of YAML 1.2.2, §10.3.2, and no other tags: name, first
+# characters (the empty text counts as one), form, reader.
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: tuple[tuple[str, tuple[str, ...], str, Callable[[str], object]], ...] = (
+    ("null", ("", *"~nN"), r"null|Null|NULL|~|", lambda text: None),
+    ("bool", (*"tTfF",), r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    ("int", (*"+-0123456789",), r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", _integer),
+    (
+        "float",
+        (*"+-.0123456789",),
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        _float,
+    ),
+    # Escapes can write halves of characters, and the zero that ends a file name.
+    ("str", (), r"[^\0\ud800-\udfff]*", str),
+)
+
+
+def _constructor(
+    name: str, pattern: re.Pattern[str], read: Callable[[str], object]
+) -> Callable[[_Loader, yaml.ScalarNode], object]:
+    """What reads a scalar; an explicit tag, as in ``!!int x``, may promise what is not so."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> object:
+        text = loader.construct_scalar(node)
+        if not pattern.fullmatch(text):
+            raise _unreadable(f"{_shown(text)} is no {name}", node.start_mark)
+        return read(text)
+
+    return construct
+
+
+def _unknown_tag(loader: _Loader, node: yaml.Node) -> NoReturn:
+    del loader
+    raise _unreadable(f"the tag {_shown(node.tag)} is not read; remove it", node.start_mark)
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (_TAG + "seq", _TAG + "map")
 }
-_Loader.add_implicit_resolver(
-    _BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+_Loader.add_constructor(None, _unknown_tag)
+for _name, _first, _form, _read in _SCALARS:
+    if _first:
+        _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_form})\Z"), list(_first))
+    _Loader.add_constructor(_TAG + _name, _constructor(_name, re.compile(_form), _read))
 
 
 def load_config(path: Path) -> Config:
@@ -312,15 +460,41 @@ def load_config(path: Path) -> Config:
             One line for each fault: file, key, value, remedy.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise _not_yaml(path, line, "not UTF-8") from None
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; name the parameter file with --params"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML: {reason}; correct it there") from None
-    return parse(Config, tree, str(path))
+    return parse(Config, _tree(text, path), str(path))
+
+
+def _tree(text: str, path: Path) -> object:
+    """The file's values as Python's.
+
+    Raises:
+        UserError: not YAML, or not the part of it that parameters need; names the line.
+    """
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise _not_yaml(path, line, f"unprintable character #x{error.character:04x}") from None
+    try:
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = loader.line if mark is None else mark.line
+        raise _not_yaml(path, line + 1, str(error.problem or error.context)) from None
+    except (ValueError, OverflowError) as error:  # an escape or a version that is no number
+        raise _not_yaml(path, loader.line + 1, str(error)) from None
+
+
+def _not_yaml(path: Path, line: int, reason: str) -> UserError:
+    reason = " ".join(reason.split())[:200]
+    return UserError(f"{path}: not valid YAML: line {line}: {reason}; correct it there")
 
 
 def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:
@@ -333,11 +507,14 @@ def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:
         return section.model_validate(tree)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
-        raise UserError("\n".join(f"{origin}: {_describe(dict(f))}" for f in faults)) from None
+    lines = [_describe(dict(fault)) for fault in faults[:MAX_FAULTS]]
+    if len(faults) > MAX_FAULTS:
+        lines.append(f"{len(faults) - MAX_FAULTS} more such lines; correct these first")
+    raise UserError("\n".join(f"{origin}: {line}" for line in lines))
 
 
 def _describe(fault: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in fault["loc"]) or "top level"
+    key = ".".join(map(_part, fault["loc"])) or "top level"
     match fault["type"]:
         case "extra_forbidden":
             return f"{key}: unexpected key; remove it or correct its spelling"
@@ -346,4 +523,12 @@ def _describe(fault: dict[str, Any]) -> str:
         case "value_error":
             return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
         case _:
-            return f"{key}: got {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            message = fault["msg"]
+            return f"{key}: got {_shown(fault['input'])}; {message[0].lower()}{message[1:]}"
+
+
+def _part(key: str | int) -> str:
+    """One part of a dotted name: as it is, or quoted where that would mislead."""
+    text = str(key)
+    plain = text.isprintable() and text.strip() == text and text and not set(". ") & set(text)
+    return text if plain and len(text) <= 60 else _shown(text)

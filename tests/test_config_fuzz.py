@@ -1,0 +1,422 @@
+"""config, fuzzed: a changed params.yaml means what DVC reads in it, or is refused in plain words.
+
+No case may end in another library's exception, a hang, or a message that floods the terminal.
+"""
+
+import copy
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import parse_yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorevae.config import MAX_DEPTH, MAX_FAULTS, Config, load_config
+from scorevae.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "params.yaml"
+# Everything up to the second preset: one of each kind of section, and ten times faster to read.
+TEXT = SHIPPED.read_text(encoding="utf-8").split("\n\n  # 70,000")[0] + "\n"
+TREE = yaml.safe_load(TEXT)
+
+Key = tuple[str | int, ...]
+
+
+def repeatable(examples: int) -> settings:
+    """The same examples in every run, however slow the machine."""
+    return settings(derandomize=True, deadline=None, database=None, max_examples=examples)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One parameter file, written anew by every example."""
+    return tmp_path_factory.mktemp("fuzz") / "params.yaml"
+
+
+def outcome(path: Path, content: str | bytes) -> Config | str:
+    """The configuration, or the message of the refusal, which must be short and well formed."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        return load_config(path)
+    except UserError as error:
+        lines = error.message.splitlines()
+        assert 0 < len(lines) <= MAX_FAULTS + 1
+        for line in lines:
+            assert line.startswith(f"{path}: ")
+            assert len(line) - len(str(path)) < 800
+            assert line.isprintable()
+        return error.message
+
+
+def leaves(tree: object, key: Key = ()) -> Iterator[tuple[Key, object]]:
+    """Every value that is no mapping, with its place."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from leaves(value, (*key, name))
+    else:
+        yield key, tree
+
+
+def places(tree: object, key: Key = ()) -> Iterator[Key]:
+    """Every key, of values and of mappings."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield (*key, name)
+            yield from places(value, (*key, name))
+
+
+LEAVES, PLACES = [key for key, _ in leaves(TREE)], list(places(TREE))
+
+
+def parent(tree: Any, key: Key) -> Any:
+    """What holds the last part of a key."""
+    for part in key[:-1]:
+        tree = tree[part]
+    return tree
+
+
+def alike(ours: object, theirs: object) -> bool:
+    """Equal, and of one type but for an integer that stands for a float.
+
+    Where we read text, DVC may have made a number or a date of it; the text is what is used.
+    """
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(alike(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    if isinstance(ours, str) and not isinstance(theirs, str):
+        return theirs is not None and not isinstance(theirs, bool | dict | list)
+    if isinstance(ours, float) and type(theirs) is int:
+        return ours == float(theirs)
+    return type(ours) is type(theirs) and ours == theirs
+
+
+# Text
+
+LINES = TEXT.splitlines()
+SCRAPS = [
+    "\t", "  ", "\n", ": ", "- ", "#", "'", '"', "[", "]", "{", "}", "&a ", "*a", "<<: *a", "? ",
+    "|", ">", "---\n", "...\n", "!!python/object:os.system ", "!!int x", "!!float ", "!!bool no",
+    "!!timestamp x", "!!set {a}", "!!binary x", "%YAML 1.1\n", "%YAML 9" + "9" * 5000 + ".1\n",
+    "2001-01-01", "2001-13-45", "1:30", "010", "0o10", "0x1F", "1_000", ".inf", "-.INF", ".nan",
+    "~", "null", "no", "yes", "=", "1e-05", "1e400", "9" * 5000, "0x" + "f" * 5000, "-0", "\ufeff",
+    "\u2028", "\x85", "\u0661", "\U0001f600", "\x00", "\x7f", "é", '"\\ud800"', '"\\UFFFFFFFF"',
+    '"\\x00"', "[" * 2000, "{a: " * 2000, "- " * 2000, "a" * 5000,
+]  # fmt: skip
+CHARACTERS = st.one_of(st.sampled_from(SCRAPS), st.text(max_size=6))
+
+
+def delete(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
+    return lines[:i] + lines[i + 1 :]
+
+
+def duplicate(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
+    return [*lines[: i + 1], *lines[i:]]
+
+
+def swap(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
+    lines = list(lines)
+    lines[i], lines[j] = lines[j], lines[i]
+    return lines
+
+
+def indent(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
+    return [*lines[:i], " " * (j % 7) + lines[i].lstrip(), *lines[i + 1 :]]
+
+
+def insert(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
+    at = j % (len(lines[i]) + 1)
+    return [*lines[:i], lines[i][:at] + scrap + lines[i][at:], *lines[i + 1 :]]
+
+
+def value(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
+    """Another value after the key."""
+    return [*lines[:i], lines[i].split(": ")[0] + ": " + scrap, *lines[i + 1 :]]
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> str:
+    """The shipped text after one to three mutations of its lines."""
+    lines = LINES
+    for _ in range(draw(st.integers(1, 3))):
+        change = draw(st.sampled_from([delete, duplicate, swap, indent, insert, insert, value]))
+        i, j = (draw(st.integers(0, len(lines) - 1)) for _ in range(2))
+        lines = change(lines, i, j, draw(CHARACTERS)) or [""]
+    return "\n".join(lines).encode(errors="replace").decode() + "\n"
+
+
+def check_meaning(path: Path, content: str | bytes) -> None:
+    """Refused, or what DVC reads in the same file."""
+    found = outcome(path, content)
+    if isinstance(found, Config):
+        assert alike(found.model_dump(), parse_yaml(path.read_text(encoding="utf-8"), path))
+    elif "not valid YAML" in found:
+        assert "not valid YAML: line " in found
+
+
+@repeatable(250)
+@given(text=texts())
+def test_mutated_text(path: Path, text: str) -> None:
+    """Catches a value that DVC tracks and the stages read differently, and foreign exceptions."""
+    check_meaning(path, text)
+
+
+@repeatable(60)
+@given(start=st.integers(0, len(TEXT)), data=st.binary(min_size=1, max_size=4))
+def test_mutated_bytes(path: Path, start: int, data: bytes) -> None:
+    """Catches a file that is no UTF-8, or holds what YAML forbids, ending in a traceback."""
+    raw = TEXT.encode()
+    check_meaning(path, raw[:start] + data + raw[start + len(data) :])
+
+
+@repeatable(150)
+@given(
+    scalar=st.one_of(
+        st.sampled_from([scrap for scrap in SCRAPS if scrap.strip() and "\n" not in scrap]),
+        st.text(string.digits + "+-._eExobaf:", min_size=1, max_size=8),
+        st.floats().map(repr),
+        st.integers().map(str),
+    ),
+    key=st.sampled_from(["beta", "seed"]),
+)
+def test_scalars_are_those_of_dvc(path: Path, scalar: str, key: str) -> None:
+    """Catches octal, sexagesimal and binary numbers of YAML 1.1, which DVC reads differently."""
+    old = {"beta": "beta: 0.01\n", "seed": "seed: 0 "}[key]
+    assert TEXT.count(old) == 1
+    check_meaning(path, TEXT.replace(old, f"{key}: {scalar}{old[-1]}"))
+
+
+# Trees
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 70),
+        st.integers(),
+        st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 10**400, -(10**400)]),
+        st.floats(),
+        st.floats(0, 1),
+        st.text(max_size=8),
+        st.dates(),
+        st.binary(max_size=4),
+        st.sampled_from(["vp", "ve", "no", "bf16", "cosine", "conv", "1e-05", "1e5", "x" * 9000]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=6,
+)
+
+
+def plain(name: Key) -> str:
+    return ".".join(map(str, name))
+
+
+@repeatable(250)
+@given(key=st.sampled_from(LEAVES), new=VALUES)
+def test_replaced_value(path: Path, key: Key, new: object) -> None:
+    """Catches a value taken for another one, one that changes a second key, and one not named."""
+    tree = copy.deepcopy(TREE)
+    parent(tree, key)[key[-1]] = new
+    found = outcome(path, yaml.safe_dump(tree, sort_keys=False))
+    if isinstance(found, Config):
+        assert alike(found.model_dump(), tree)
+    elif "not valid YAML: line " not in found:  # a date or bytes have no other name than the line
+        # A fault between values is reported by what holds both, and names the last part.
+        assert plain(key) in found or all(str(part) in found for part in key[-1:])
+
+
+@repeatable(100)
+@given(
+    key=st.sampled_from(PLACES),
+    name=st.one_of(st.none(), st.text(max_size=5), st.integers(), st.booleans(), st.floats()),
+)
+def test_removed_and_renamed_keys(path: Path, key: Key, name: object) -> None:
+    """Catches a misspelled, missing or non-string key that goes unnoticed or ends in a traceback.
+
+    Only presets and protocols have free names, and one of each is in use.
+    """
+    tree = copy.deepcopy(TREE)
+    holder = parent(tree, key)
+    content = holder.pop(key[-1])
+    if name is not None:
+        holder[name] = content
+    found = outcome(path, yaml.safe_dump(tree, sort_keys=False))
+    if tree == TREE:
+        assert isinstance(found, Config)
+    elif key[0] == "protocols" and len(key) == 2 and key[1] != "default":
+        assert isinstance(found, Config) or "not valid YAML: line " in found
+    else:
+        assert isinstance(found, str)
+        assert str(key[-1]) in found or "not valid YAML: line " in found
+
+
+@repeatable(60)
+@given(key=st.sampled_from(PLACES), name=st.text(max_size=8), new=VALUES)
+def test_added_keys(path: Path, key: Key, name: str, new: object) -> None:
+    """Catches an unknown key that is silently kept, and a name that breaks the message."""
+    tree = copy.deepcopy(TREE)
+    holder = parent(tree, key)
+    known = name in holder
+    holder.setdefault(name, new)
+    found = outcome(path, yaml.safe_dump(tree, sort_keys=False))
+    assert isinstance(found, Config) == known
+
+
+# What DVC writes
+
+
+@repeatable(40)
+@given(
+    beta=st.floats(0, 1e300, allow_subnormal=False),
+    steps=st.integers(0, 2**63 - 1),
+    rate=st.floats(1e-30, 1e30),
+    precision=st.sampled_from(["no", "bf16"]),
+    clip=st.booleans(),
+)
+def test_what_exp_run_writes(
+    path: Path, beta: float, steps: int, rate: float, precision: str, clip: bool
+) -> None:
+    """Catches a number, word or truth in the form of ``dvc exp run -S`` read as another.
+
+    The function is the one that DVC calls: Hydra's parser, then a round trip in YAML 1.2.
+    """
+    training = "presets.digits.prior.training"
+    changes: dict[str, object] = {
+        "beta": beta,
+        f"{training}.steps": steps,
+        f"{training}.learning_rate": rate,
+        f"{training}.precision": precision,
+        "protocols.paper.clip": clip,
+    }
+    path.write_text(TEXT, encoding="utf-8")
+    apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
+    tree = copy.deepcopy(TREE)
+    for name, new in changes.items():
+        key = tuple(name.split("."))
+        parent(tree, key)[key[-1]] = new
+    assert alike(load_config(path).model_dump(), tree)
+
+
+# Single cases
+
+
+def laughs(levels: int) -> str:
+    """Lists of nine of the list before: 9^levels values in a few lines."""
+    names = string.ascii_lowercase
+    text = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    for before, name in zip(names, names[1:levels], strict=False):
+        text += f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    return text + f"seed: *{names[levels - 1]}\n"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughs(20),
+        TEXT.replace("seed: 0 ", "seed: &a [*a] "),
+        TEXT.replace("    data:", "    data: &d\n      again: *d"),
+        TEXT + "x: " + "[" * 100_000,
+        TEXT + "x: " + "{a: " * 100_000,
+        TEXT + "x:\n" + "".join(" " * i + "- a:\n" for i in range(2, 2000, 2)),
+        "".join(f"key{i}: 1\n" for i in range(20_000)),
+        TEXT.replace("seed: 0 ", "seed: [" + "x," * 20_000 + "] "),
+    ],
+    ids=["laughs", "loop", "loop of maps", "lists", "maps", "blocks", "keys", "values"],
+)  # fmt: skip
+def test_bombs(path: Path, text: str) -> None:
+    """Catches a recursion error, a hang, and a message of megabytes."""
+    assert isinstance(outcome(path, text), str)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH - 1, MAX_DEPTH])
+def test_depth(path: Path, depth: int) -> None:
+    """Catches a limit that is off by one, and a refusal without the line."""
+    found = outcome(path, f"\nbeta: {'[' * depth}{']' * depth}\n")
+    refused = f"{path}: not valid YAML: line 2: nested more than {MAX_DEPTH} deep"
+    assert str(found).startswith(refused) == (depth == MAX_DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("seed: 0 ", "seed: 2001-13-45 ", "seed: got '2001-13-45'; "),
+        ("seed: 0 ", f"seed: {'9' * 5000} ", "seed: got inf; "),
+        ("seed: 0 ", f"seed: 0x{'f' * 5000} ", "seed: got an integer of 20000 bits; "),
+        ("seed: 0 ", "seed: 1:30 ", "seed: got '1:30'; "),
+        ("seed: 0 ", "seed: !!bool maybe ", "not valid YAML: line 12: 'maybe' is no bool;"),
+        ("seed: 0 ", "seed: !!int x ", "not valid YAML: line 12: 'x' is no int;"),
+        ("seed: 0 ", "seed: !!timestamp x ", "not valid YAML: line 12: the tag 'tag:"),
+        ("seed: 0 ", 'seed: "\\UFFFFFFFF" ', "not valid YAML: line 12: "),
+        ("seed: 0 ", "0: 0 ", "not valid YAML: line 12: a key is no string; put it in quotes"),
+        ("seed: 0 ", "? [a]\n: 0 ", "not valid YAML: line 12: a key is no string"),
+        ("seed: 0 ", "se\0ed: 0 ", "not valid YAML: line 12: unprintable character #x0000;"),
+        ("sde:\n", "sde:\n  <<: {kind: vp}\n", "not valid YAML: line 15: merge keys (<<) are"),
+        ("  digits:\n", '  "\\ud800":\n', "not valid YAML: line 59: '\\ud800' is no str;"),
+        ("root: null ", 'root: "a\\0b" ', "not valid YAML: line 62: 'a\\x00b' is no str;"),
+        ("root: null ", 'root: "" ', "presets.digits.data.root: got ''; string should have at "),
+        ("split_seed: 0", "split_seed: 4294967296", "presets.digits.data.split_seed: got 42949"),
+        ("steps: 1400", "steps: 9223372036854775808", "presets.digits.prior.training.steps: got "),
+        ("channels: 1, size: 8", "channels: 2, size: 8",
+         "presets.digits.data: image.channels: got 2; choose 1 (grey) or 3 (colour)"),
+        ("size: 8}", "size: 9}", "presets.digits: prior.network.channels: so many levels need an "
+         "image.size that 2 divides, not 9; give fewer"),
+        ("patch: 1 ", "patch: 3 ", "presets.digits: encoder.network.channels: so many levels need "
+         "an image.size that 6 divides, not 8; give fewer channels (levels), or another size or"),
+        ("kind: resnet ", "kind: conv # ", None),
+        ("attention: []       # sides", "attention: [5] # sides",
+         "presets.digits: prior.network.attention: got 5; the sides of its feature maps are 8, 4"),
+        ("attention: []       # resnet", "attention: [2] # resnet",
+         "presets.digits: encoder.network.attention: got 2; the sides of its feature maps are 8,"),
+    ],
+)  # fmt: skip
+def test_faults_that_were_found(path: Path, old: str, new: str, expected: str | None) -> None:
+    """Catches what ended in a traceback or passed, and a fault that only a network noticed."""
+    assert old in TEXT
+    found = outcome(path, TEXT.replace(old, new, 1))
+    assert (found if isinstance(found, str) else None) == expected or str(found).startswith(
+        f"{path}: {expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("widths", "attention", "fits"),
+    [([4, 8], [4], True), ([4, 8], [8], False), ([8, 4], [8], False), ([4, 4], [], True)],
+)
+def test_narrow_levels_cannot_attend(
+    path: Path, widths: list[int], attention: list[int], fits: bool
+) -> None:
+    """Catches diffusers' division by no heads, in the middle of the network too."""
+    tree = copy.deepcopy(TREE)
+    tree["presets"]["digits"]["prior"]["network"] |= {
+        "channels": widths, "attention": attention, "groups": 4,
+    }  # fmt: skip
+    found = outcome(path, yaml.safe_dump(tree))
+    assert isinstance(found, Config) == fits
+    if not fits:
+        assert "presets.digits: prior.network.channels: got 4 where the network attends" in found
+
+
+def test_shared_values_are_read(path: Path) -> None:
+    """Catches aliases refused together with their misuse: one training for two networks."""
+    tree = copy.deepcopy(TREE)
+    preset = tree["presets"]["digits"]
+    preset["vae"]["training"] = preset["prior"]["training"]
+    text = yaml.safe_dump(tree)
+    assert "*id001" in text
+    found = outcome(path, text)
+    assert isinstance(found, Config)
+    assert found.selected.vae.training == found.selected.prior.training
+
+
+def test_faults_are_counted(path: Path) -> None:
+    """Catches a flood of faults, and one cut off without a word."""
+    found = outcome(path, TEXT + "".join(f"key{i}: 1\n" for i in range(MAX_FAULTS + 5)))
+    assert str(found).splitlines()[-1] == f"{path}: 5 more such lines; correct these first"
