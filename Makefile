@@ -5,18 +5,24 @@ UV_VERSION := 0.13.9
 INSTALLED := .venv/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: repro test check ui docs lock clean
+.PHONY: repro test coverage check ui docs lock clean
 
 repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 	$(RUN) dvc repro
 
-test: $(INSTALLED)  ## run all tests
-	$(RUN) pytest
+test: $(INSTALLED)  ## run all tests, or those that TESTS names
+	$(RUN) pytest $(TESTS)
 
-check: $(INSTALLED)  ## lint, format, types
+coverage: $(INSTALLED)  ## the same, and which lines of src they ran
+	$(RUN) coverage run -m pytest $(TESTS)
+	$(RUN) coverage report
+
+check: $(INSTALLED)  ## lint, format, types; the workflows' schema and scripts
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(RUN) shellcheck .ci/run .github/scripts/*.sh
 
 ui: $(INSTALLED)  ## compare runs in the browser, on this machine only
 	$(RUN) mlflow ui --host 127.0.0.1 --port 5000 \
