@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scorevae.config import ImageConfig
 
@@ -59,9 +59,15 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
             with Image.open(io.BytesIO(data), formats=formats) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise BadImage(f"{opened.width}×{opened.height} pixels, over {MAX_PIXELS}")
-                picture = _eight_bit(ImageOps.exif_transpose(opened), image.channels)
+                # Pillow scales a PGM of more than 8 bits to 16, in pixels of 32.
+                kind = opened.format, opened.mode
+                sixteen = opened.mode.startswith("I;16") or kind == ("PPM", "I")
+                upright = ImageOps.exif_transpose(opened)
+                picture = _eight_bit(_sixteen_bit(upright) if sixteen else upright, image.channels)
     except BadImage:
         raise
+    except UnidentifiedImageError:
+        raise BadImage("cannot be decoded (cannot identify its format)") from None
     except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged files)
         raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
     side = crop or min(picture.size)
@@ -75,12 +81,14 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     return np.asarray(square, dtype=np.uint8).reshape(image.size, image.size, image.channels)
 
 
+def _sixteen_bit(picture: Image.Image) -> Image.Image:
+    """Grey of 0 to 65535 in 8 bits."""
+    return Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
+
+
 def _eight_bit(picture: Image.Image, channels: int) -> Image.Image:
     """Grey (one channel) or RGB (three), 8 bits, transparency over white."""
-    if picture.mode.startswith("I;16"):
-        grey = np.round(np.asarray(picture) / 257).astype(np.uint8)
-        picture = Image.fromarray(grey)
-    elif picture.mode in ("I", "F"):
+    if picture.mode in ("I", "F"):
         raise BadImage(f"32-bit pixels (mode {picture.mode}); save it with 8 bits")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
