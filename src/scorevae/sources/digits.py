@@ -1,5 +1,6 @@
 """The embedded data: scikit-learn's handwritten digits."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,17 @@ from scorevae.errors import UserError
 from scorevae.sources.arrays import SPLITS, DatasetWriter
 from scorevae.sources.origin import Origin
 
+CLASSES = 10
+
 
 def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:
     """``load_digits``: 1,797 handwritten digits, 8×8, grey values 0 to 16.
 
     Values are scaled to 0–255 and rounded (16 ↦ 255). The split is stratified by label and
     follows from ``split_seed`` alone.
+
+    Raises:
+        UserError: there is a root, or a split would be too small to hold every digit.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -27,6 +33,7 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
+    _check_fraction(settings.test_fraction, len(labels))
     parts = train_test_split(
         np.arange(len(labels)),
         test_size=settings.test_fraction,
@@ -39,5 +46,17 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
     return Origin(
         source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)",
         licence="CC BY 4.0 (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49)",
-        details={"classes": [str(digit) for digit in range(10)]},
+        details={"classes": [str(digit) for digit in range(CLASSES)]},
     )
+
+
+def _check_fraction(fraction: float, count: int) -> None:
+    """scikit-learn holds out the fraction, rounded up, and asks for an image of each class."""
+    held_out = math.ceil(fraction * count)
+    if not CLASSES <= held_out <= count - CLASSES:
+        low, high = math.ceil(1000 * CLASSES / count), 1000 * (count - CLASSES) // count
+        raise UserError(
+            f"data.test_fraction: got {fraction}; both splits need all {CLASSES} digits of the "
+            f"{count} images: set presets.<name>.data.test_fraction from {low / 1000} to "
+            f"{high / 1000}"
+        )
