@@ -31,12 +31,20 @@ def data_root(settings: DataConfig) -> Path | None:
     """``data.root`` seen from the DVC repository, also where DVC works in a copy of it.
 
     Raises:
-        UserError: there is nothing at that path.
+        UserError: there is nothing at that path, or it cannot be one.
     """
     if settings.root is None:
         return None
-    root = Path(os.environ.get("DVC_ROOT", ".")) / Path(settings.root).expanduser()
-    if not root.exists():
+    try:
+        root = Path(os.environ.get("DVC_ROOT", ".")) / Path(settings.root).expanduser()
+        found = root.exists()
+    except (OSError, RuntimeError) as error:  # too long a name; ~user without a home
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"data.root: {settings.root[:100]!r} is no path ({reason}); correct "
+            "presets.<name>.data.root"
+        ) from None
+    if not found:
         raise UserError(
             f"data.root: {settings.root!r} does not exist (looked for {root.resolve()}); correct "
             "presets.<name>.data.root"
