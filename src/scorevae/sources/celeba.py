@@ -115,6 +115,8 @@ def _images(base: Path, md5: dict[str, str]) -> Iterator[Callable[[str], bytes]]
     """A function from file name to content, over the unpacked folder or the archive."""
     folder = find(base, FOLDER)
     if folder is not None:
+        while (folder / FOLDER).is_dir():  # Kaggle has one inside of the other
+            folder = folder / FOLDER
         yield lambda name: (folder / name).read_bytes()
         return
     files = find_checked(base, {ZIP: md5[ZIP]})

@@ -9,6 +9,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from scorevae.errors import UserError
 from scorevae.files import is_disk_full
+from scorevae.sources.trees import folders
 
 
 def downloads_folder() -> Path:
@@ -22,10 +23,19 @@ def downloads_folder() -> Path:
 
 
 def find(root: Path, name: str) -> Path | None:
-    """The file or folder ``name`` at the root or anywhere below it; ``root`` may be it."""
+    """The file or folder ``name`` at the root or anywhere below it; ``root`` may be it.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
     if root.name == name:
         return root
-    return next(iter(sorted(root.rglob(name))), None) if root.is_dir() else None
+    if not root.is_dir():
+        return None
+    places = (
+        folder / name for folder, subfolders, names in folders(root) if name in subfolders + names
+    )
+    return min((place for place in places if place.exists()), default=None)
 
 
 def check_md5(path: Path, md5: str) -> Path:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from scorevae.errors import UserError
 from scorevae.sources.pixels import SUFFIXES, BadImage
@@ -64,8 +64,8 @@ def image_files(root: Path) -> Iterator[ImageFile]:
     archive beside its unpacked content does not count twice.
 
     Raises:
-        UserError: an archive is damaged, incomplete, encrypted, names a path outside of itself,
-            or holds a file beyond MAX_FILE_BYTES.
+        UserError: a folder cannot be read; an archive is damaged, incomplete, encrypted, names a
+            path outside of itself, or holds a file beyond MAX_FILE_BYTES.
     """
     if not root.is_dir():
         yield from _archive(root)
@@ -83,17 +83,34 @@ def image_files(root: Path) -> Iterator[ImageFile]:
                     yield ImageFile(f"{prefix}/{name}", read)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """All files, links followed, each folder once, in sorted order."""
+def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Like ``os.walk``, links followed, each folder once, in sorted order.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(n for n in subfolders if not n.startswith("."))
-        yield from (Path(folder) / n for n in sorted(names) if not n.startswith("."))
+        subfolders.sort()
+        yield Path(folder), subfolders, sorted(names)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(
+        f"{error.filename}: cannot be read ({error.strerror}); make it readable or move it away"
+    )
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All files but hidden ones."""
+    for folder, subfolders, names in folders(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield from (folder / name for name in names if not name.startswith("."))
 
 
 def _reader(path: Path) -> Callable[[], bytes]:
@@ -147,14 +164,24 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _tar_members(path: Path) -> Iterator[ImageFile]:
+    """Members in their order; hard links, images too, are read from where their target lies."""
     opener = OPENERS[path.suffix.lower()]
+    places: dict[str, tuple[int, int]] = {}  # offset and size of every file
     with opener(path, "rb") as file:
         stream = _Watched(file)
         with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
             while (member := archive.next()) is not None:
-                if _wanted(path, member.name, member.size) and member.isreg():
-                    name = member.name.removeprefix("./")
-                    yield ImageFile(name, partial(_read_tarred, path, archive, member))
+                name = member.name.removeprefix("./")
+                wanted = _wanted(path, member.name, member.size)
+                if member.islnk():
+                    _follow(member, places)
+                if member.isreg():
+                    places[name] = (member.offset_data, member.size)
+                    if wanted:
+                        yield ImageFile(name, partial(_read_tarred, path, archive, member))
+                elif member.islnk() and wanted:
+                    reason = f"{name!r} is a link to {member.linkname!r}, which is not before it"
+                    raise _damaged(path, reason)
                 # tarfile remembers every header; this loop never looks back.
                 archive.members.clear()
         # tarfile takes whatever is no header for the end. The real one is a block of zeros.
@@ -162,6 +189,14 @@ def _tar_members(path: Path) -> Iterator[ImageFile]:
             raise _damaged(path, "it does not end as a tar does")
         while file.read(2**20):  # a compressed stream states its checksum behind its end
             pass
+
+
+def _follow(link: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> None:
+    """Make a hard link the file that it names; a tar holds that one before it."""
+    place = places.get(link.linkname.removeprefix("./"))
+    if place is not None:
+        link.type = tarfile.REGTYPE
+        link.offset_data, link.size = place
 
 
 def _read_tarred(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
