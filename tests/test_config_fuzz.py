@@ -13,7 +13,7 @@ import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import parse_yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scorevae.config import MAX_DEPTH, MAX_FAULTS, Config, load_config
@@ -29,7 +29,13 @@ Key = tuple[str | int, ...]
 
 def repeatable(examples: int) -> settings:
     """The same examples in every run, however slow the machine."""
-    return settings(derandomize=True, deadline=None, database=None, max_examples=examples)
+    return settings(
+        derandomize=True,
+        deadline=None,
+        database=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 @pytest.fixture(scope="module")
