@@ -425,7 +425,7 @@ def comparison(
     text = (
         "Both systems read the same images, with the same encoder architecture, size of z and β. "
         "The VAE decodes by a network, ScoreVAE by the reverse diffusion with the score "
-        "sₚ + ∇ ln q(z|xₜ, t)."
+        "sₚ + ∇\u00a0ln\u00a0q(z|xₜ,\u00a0t)."
     )
     return Section("Comparison", text, tables, figures, notes)
 
@@ -612,7 +612,8 @@ def sampler_study(
     """Quality against network evaluations: one record for each setting, its name first."""
     text = (
         "What reconstruction costs and gains: every sampler on every grid, from the same starting "
-        "noise. Guidance γ weighs ∇ ln q(z|xₜ, t) in the score: 1 is the model, 0 the prior."
+        "noise. Guidance γ weighs ∇\u00a0ln\u00a0q(z|xₜ,\u00a0t) in the score: 1 is the model, 0 "
+        "the prior."
     )
     tables = [
         records_table("Samplers", records, reasons),
