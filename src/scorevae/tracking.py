@@ -358,8 +358,12 @@ def milliseconds() -> int:
 
 
 def one_line(what: object) -> str:
-    """The beginning of a message, without line breaks and without the password of a URI."""
-    return re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(what).split()))[:200]
+    """A message without line breaks and without the password of a URI, for a warning.
+
+    A long one loses its middle: what was tried comes first, the cause of it often last.
+    """
+    text = re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(what).split()))
+    return text if len(text) <= 240 else f"{text[:120]} … {text[-120:]}"
 
 
 def _resolved(config: Config) -> dict[str, Any]:
