@@ -5,13 +5,19 @@ UV_VERSION := 0.13.9
 INSTALLED := .venv/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: repro test coverage check ui docs lock clean
+# A process for each core, and a thread for each process: two that share a core only wait.
+PYTEST := $(RUN) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: repro test test-faults coverage check ui docs lock clean
 
 repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 	$(RUN) dvc repro
 
 test: $(INSTALLED)  ## run all tests, or those that TESTS names
-	$(RUN) pytest $(TESTS)
+	$(PYTEST) $(TESTS)
+
+test-faults: $(INSTALLED)  ## kill every training in every way: half an hour
+	$(PYTEST) -m faults tests/test_kill_and_resume.py
 
 coverage: $(INSTALLED)  ## the same, and which lines of src they ran
 	$(RUN) coverage run -m pytest $(TESTS)

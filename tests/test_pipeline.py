@@ -141,13 +141,16 @@ def test_stages_take_paths_only_and_are_short() -> None:
         assert all("type=PATH" in line or "path_type=Path" in line for line in options)
 
 
+NOT_INHERITED = ("DVC", "GIT", "SCOREVAE")
+
+
 class Clone:
     """A clone of the working tree in which DVC runs tiny settings for real."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         python = Path(sys.executable).parent
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC", "GIT"))}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
         self.environment = environment | {
             "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
@@ -175,8 +178,7 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", output)
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Clone:
+def make_clone(folder: Path) -> Clone:
     """The tracked files of the working tree, with tiny settings, committed, nothing cached."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs Git and a Git checkout: dvc exp run works on commits")
@@ -186,13 +188,19 @@ def clone(tmp_path: Path) -> Clone:
     )  # fmt: skip
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file() and name != "dvc.lock":
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
-    write_params(tmp_path / "params.yaml", tiny_params())
-    clone = Clone(tmp_path)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    write_params(folder / "params.yaml", tiny_params())
+    clone = Clone(folder)
     clone.run("git", "init", "--quiet", "--initial-branch", "main")
     clone.commit()
     return clone
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    """A clone of the test's own."""
+    return make_clone(tmp_path)
 
 
 @pytest.mark.slow
