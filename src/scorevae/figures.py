@@ -52,6 +52,12 @@ def image_grid(images: Images, columns: int, title: str) -> Figure:
     return image_rows([("", chunk) for chunk in images.split(columns)], title)
 
 
+def lines(panels: int) -> tuple[Figure, np.ndarray]:
+    """An empty figure of panels side by side, for curves."""
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.5), layout="constrained")
+    return figure, np.atleast_1d(axes)
+
+
 def training_curves(files: dict[str, Path]) -> Figure:
     """One panel for each curve file written by a training stage: the loss against steps."""
     figure, axes = plt.subplots(1, len(files), figsize=(4 * len(files), 3), squeeze=False)

@@ -1,5 +1,6 @@
 """A trained ScoreVAE: images to latents and back. Images are in [0, 1], batch first."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, Self
@@ -104,6 +105,12 @@ class ScoreVAE:
         prior = load_prior(Path(folder) / "prior.safetensors")
         encoder = load_encoder(Path(folder) / "encoder.safetensors")
         return cls(prior, encoder, device=device, sampling=sampling, batch=batch)
+
+    def with_sampling(self, sampling: SamplingConfig) -> Self:
+        """The same networks, with images drawn in another way."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     @torch.no_grad()
     def encode(self, images: Images) -> DiagonalGaussian:

@@ -1,0 +1,118 @@
+"""study: trials differ by what they say, and the choice among them is the stated one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny_models
+
+from scorevae import figures
+from scorevae.metrics import l2_distances, sharpness, structural_similarity
+from scorevae.model import DEFAULT_SAMPLING, ScoreVAE
+from scorevae.sampling import network_evaluations
+from scorevae.study import (
+    Trial,
+    guidance_figure,
+    pareto,
+    recommended,
+    sampler_figure,
+    sampler_settings,
+    try_guidance,
+    try_samplers,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ScoreVAE:
+    """Random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_models(folder)
+    return ScoreVAE.load(folder, sampling=DEFAULT_SAMPLING.model_copy(update={"steps": 3}))
+
+
+@pytest.fixture
+def originals() -> torch.Tensor:
+    """Images in [0, 1]."""
+    return torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def trial(evaluations: int, l2: float, sampler: str = "ddim") -> Trial:
+    return Trial(sampler, "log_snr", evaluations, 1.0, l2, 0.5, 1.0, 2.0)
+
+
+def test_settings_have_the_evaluations_asked_for() -> None:
+    """Catches samplers compared at twice the cost, and a sampler or grid left out."""
+    settings = sampler_settings([5, 20], ["log_snr", "karras"], DEFAULT_SAMPLING)
+    assert len(settings) == len(set(map(str, settings))) == 6 * 2 * 2
+    for setting in settings:
+        evaluations = network_evaluations(setting)
+        odd = setting.sampler in ("heun", "predictor_corrector")
+        assert evaluations in ((5, 19) if odd else (5, 20))
+        assert setting.clip == DEFAULT_SAMPLING.clip
+
+
+def test_one_evaluation_is_not_tried_twice() -> None:
+    """Catches counts that two-stage samplers round to the same number of steps."""
+    settings = sampler_settings([5, 6], ["log_snr"], DEFAULT_SAMPLING)
+    assert [s.steps for s in settings if s.sampler == "heun"] == [3]
+
+
+def test_trials_are_those_of_the_model(model: ScoreVAE, originals: torch.Tensor) -> None:
+    """Catches numbers of other images, another sampler, other noise or another guidance."""
+    z = model.encode(originals).mean
+    settings = sampler_settings([3], ["karras"], DEFAULT_SAMPLING)
+    done = []
+    trials = try_samplers(model, originals, z, settings, guidance=0.5, seed=3, report=done.append)
+    assert done == list(range(1, len(settings) + 1))
+    for setting, found in zip(settings, trials, strict=True):
+        images = model.with_sampling(setting).decode(z, guidance=0.5, seed=3)
+        assert (found.sampler, found.grid) == (setting.sampler, "karras")
+        assert (found.evaluations, found.guidance) == (3, 0.5)
+        assert found.l2 == l2_distances(originals, images).mean().item()
+        assert found.ssim == structural_similarity(originals, images)
+        assert found.sharpness == sharpness(originals, images)
+    assert model.sampling.steps == 3
+    assert len({found.l2 for found in trials}) == len(trials)
+
+
+def test_no_guidance_is_the_prior(model: ScoreVAE, originals: torch.Tensor) -> None:
+    """Catches a γ that leaves a part of the encoder's score, or that scales the prior's."""
+    z = model.encode(originals).mean
+    nothing, whole = try_guidance(model, originals, z, [0.0, 1.0], seed=3)
+    prior = model.sample_prior(len(originals), seed=3)
+    assert nothing.l2 == l2_distances(originals, prior).mean().item()
+    assert whole.l2 != nothing.l2
+
+
+def test_recommended_is_the_cheapest_within_two_percent() -> None:
+    """Catches the best L2 at any price, and a cheap one that is worse."""
+    trials = [trial(5, 1.03), trial(10, 1.019, "heun"), trial(10, 1.01), trial(50, 1.0)]
+    assert recommended(trials) == trials[2]
+    assert recommended(trials[:1]) == trials[0]
+
+
+def test_pareto_is_what_nothing_beats() -> None:
+    """Catches a point that another one beats in both, and equal ones twice."""
+    trials = [trial(20, 2.0), trial(5, 3.0), trial(10, 3.5), trial(50, 1.0), trial(20, 2.5)]
+    assert pareto(trials) == [trials[1], trials[0], trials[3]]
+    assert pareto([trial(5, 1.0), trial(5, 1.0)]) == [trial(5, 1.0)]
+
+
+def test_figures_draw_every_trial(tmp_path: Path) -> None:
+    """Catches a curve left out, and a figure that cannot be saved."""
+    trials = [trial(5, 3.0), trial(10, 2.0), trial(5, 2.5, "heun")]
+    figure = sampler_figure(trials)
+    drawn = {line.get_label(): line.get_xdata().tolist() for line in figure.axes[0].lines}
+    assert drawn == {"ddim": [5, 10], "heun": [5], "not beaten": [5, 10]}
+    figures.save(figure, tmp_path / "a.png")
+    second = guidance_figure([trial(5, 3.0), trial(5, 2.0)])
+    assert [len(axis.lines) for axis in second.axes] == [1, 1]
+    figures.save(second, tmp_path / "b.png")
+
+
+def test_record_has_every_number() -> None:
+    """Catches a column that tables and files would lack."""
+    assert trial(5, 3.0).record() == {
+        "sampler": "ddim", "grid": "log_snr", "evaluations": 5, "guidance": 1.0, "l2": 3.0,
+        "ssim": 0.5, "sharpness": 1.0, "seconds": 2.0,
+    }  # fmt: skip
