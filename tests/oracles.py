@@ -126,3 +126,37 @@ class Network(torch.nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The function's value."""
         return self.function(x_t, t)
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """x_0 ~ Σ_k w_k N(m_k, v_k I): p_t and its score are closed; float64, data (batch, dim)."""
+
+    sde: SDE
+    weights: Tensor  # (components,)
+    means: Tensor  # (components, dim)
+    variances: Tensor  # (components,)
+
+    def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """ln p_t(x_t) of p_t = Σ_k w_k N(α m_k, (α² v_k + σ²) I)."""
+        return self._log_joint(x_t, t).logsumexp(dim=1)
+
+    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """∇ ln p_t(x_t): the components' scores, weighted by their posterior probabilities."""
+        alpha, variance = self._columns(t)
+        share = self._log_joint(x_t, t).softmax(dim=1) / variance
+        distance = alpha[..., None] * self.means - x_t[:, None]
+        return (share[..., None] * distance).sum(dim=1)
+
+    def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, variance = self._columns(t)
+        squared = ((x_t[:, None] - alpha[..., None] * self.means) ** 2).sum(dim=2)
+        log_normal = -0.5 * (
+            squared / variance + x_t.shape[1] * torch.log(2 * torch.pi * variance)
+        )
+        return self.weights.log() + log_normal
+
+    def _columns(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α as (batch or 1, 1), and the components' variances."""
+        alpha, sigma = (part.reshape(-1, 1) for part in self.sde.marginal(t))
+        return alpha, alpha**2 * self.variances + sigma**2
