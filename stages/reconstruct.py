@@ -13,14 +13,14 @@ from scorevae.files import replacing
 from scorevae.gaussian import Latents
 from scorevae.interruption import Interrupted, stop_requests
 from scorevae.memory import explaining_memory
-from scorevae.model import Images, KeptBatches, ScoreVAE, VAEBaseline
+from scorevae.model import Images, ScoreVAE, VAEBaseline
 from scorevae.networks.encoder import load_encoder
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.progress import progress
 from scorevae.randomness import make_generator
 from scorevae.reconstructions import Reconstructions, save
-from scorevae.state import resumable, state_key
+from scorevae.state import BatchFolder, resumable, state_key
 from scorevae.tracking import track
 
 PATH = click.Path(path_type=Path)
@@ -60,9 +60,9 @@ def main(
         state.discard()
 
 
-def _decode(model: ScoreVAE, z: Latents, config: Config, kept: KeptBatches) -> Images:
+def _decode(model: ScoreVAE, z: Latents, config: Config, kept: BatchFolder) -> Images:
     """Decode batch by batch; a run that is started again goes on after the last finished one."""
-    with progress("reconstruct", 0, len(z)) as shown, stop_requests() as stopping:
+    with progress("reconstruct", kept.count(), len(z)) as shown, stop_requests() as stopping:
 
         def report(done: int) -> None:
             shown(done)

@@ -100,6 +100,11 @@ class BatchFolder(NamedTuple):
 
     folder: Path
 
+    def count(self) -> int:
+        """How many rows are kept."""
+        ranges = (path.stem.split("-") for path in self.folder.glob("*-*.npy"))
+        return sum(int(stop) - int(start) for start, stop in ranges)
+
     def load(self, rows: slice) -> Tensor | None:
         """A batch that was saved before; None if it was not, or is damaged."""
         try:
