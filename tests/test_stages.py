@@ -129,11 +129,13 @@ def test_state_is_forgotten_once_the_output_is_written(finished: Path) -> None:
 def test_same_parameters_give_the_same_weights_and_metrics(workspace: Path) -> None:
     """Catches any number that does not follow from (seed, step)."""
     before = contents(workspace)
-    for stage in ("train_encoder", "reconstruct", "evaluate"):
+    for stage in STAGES:
         assert run(stage).exit_code == 0
     after = contents(workspace)
-    for name in ("models/digits/encoder.safetensors", "results/metrics.json"):
-        assert after[name] == before[name]
+    timed = [name for name in before if "curves" in name]
+    assert {n: c for n, c in after.items() if n not in timed} == {
+        n: c for n, c in before.items() if n not in timed
+    }
 
 
 def test_another_seed_gives_other_weights(workspace: Path) -> None:
