@@ -195,6 +195,14 @@ def test_direction_of_an_attribute() -> None:
     assert latents.label_column(labels, 1).tolist() == [1, 1, 0, 0]
 
 
+def test_rows_to_edit() -> None:
+    """Catches images of another class, a class twice, and the last in place of the first."""
+    direction, labels = Direction(torch.zeros(1), 5, 2), np.array([2, 5, 7, 5, 2, 2, 5])
+    assert latents.rows_to_edit(labels, direction, 4).tolist() == [1, 3, 0, 4]
+    with pytest.raises(MetricUnavailable, match="edits: 4 images of either class asked for, 3"):
+        latents.rows_to_edit(labels, direction, 8)
+
+
 def test_edit() -> None:
     """Catches strengths out of order, and z replaced in place of moved."""
     z, direction = normal((3, 4), 0), Direction(normal((4,), 1), 0, 1)

@@ -87,7 +87,8 @@ def draws(
     originals: Images, drawn: Groups, spread: Spread, title: str = "several draws for one z"
 ) -> Figure:
     """Each original, K draws for its z, their mean and their standard deviation."""
-    brightest = max(spread.std.max().item(), 1e-6)
+    # One pixel that varies by far the most would leave all others black.
+    brightest = max(float(np.quantile(spread.std.numpy(), 0.99)), 1e-6)
     columns: list[Float[Tensor, "batch channel height width"]] = [
         originals,
         *drawn.unbind(dim=1),
@@ -95,7 +96,7 @@ def draws(
         spread.std / brightest,
     ]
     rows = [("", torch.stack(row)) for row in zip(*columns, strict=True)]
-    figure = image_rows(rows, f"{title}; standard deviation: white is {brightest:.2g}")
+    figure = image_rows(rows, f"{title}; standard deviation: white is {brightest:.2g} or more")
     numbers = [str(1 + index) for index in range(drawn.shape[1])]
     _name_columns(figure, ["original", *numbers, "mean", "std"])
     return figure

@@ -286,6 +286,22 @@ def _largest_classes(labels: Indices) -> tuple[int, int]:
     return first, second
 
 
+def rows_to_edit(labels: Indices, direction: Direction, count: int) -> Indices:
+    """The first images of either class, half of ``count`` each, the source's before the target's.
+
+    Raises:
+        MetricUnavailable: there are fewer.
+    """
+    classes = (direction.source, direction.target)
+    rows = [np.flatnonzero(labels == label)[: count // 2] for label in classes]
+    if min(map(len, rows)) < count // 2:
+        raise MetricUnavailable(
+            f"edits: {count // 2} images of either class asked for, {min(map(len, rows))} there; "
+            "lower evaluate's number"
+        )
+    return np.concatenate(rows)
+
+
 def edit(
     z: Float[Tensor, "batch width"], direction: Direction, strengths: list[float]
 ) -> Float[Tensor, "batch strength width"]:
