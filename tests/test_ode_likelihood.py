@@ -50,7 +50,7 @@ def test_the_flow_gives_the_density_of_a_mixture(sde: SDE) -> None:
     (six evaluations) errs by the tolerance, relative to states below 100 of root mean square, and
     the contracting flow does not amplify the sum.
     """
-    world, tolerance = mixture(sde), 1e-8
+    world, tolerance = mixture(sde), 1e-7
     x = 0.5 * normal((12, 2), 0)
     flow = mixture_flow(world, x, unit_vectors(x), tolerance)
     start, end = (
@@ -65,7 +65,7 @@ def test_the_flow_gives_the_density_of_a_mixture(sde: SDE) -> None:
 def test_random_signs_estimate_the_divergence_without_bias(sde: SDE) -> None:
     """Catches probes of another variance, or a dot product over the whole batch."""
     world = mixture(sde)
-    x = vector(0.1, 0.2).expand(4000, 2)
+    x = vector(0.1, 0.2).expand(1000, 2)
     signs = torch.where(torch.rand(x.shape, generator=seeded(0)) < 0.5, -1.0, 1.0).double()
     exact = mixture_flow(world, x[:1], unit_vectors(x[:1]), 1e-6).log_volume
     drawn = mixture_flow(world, x, [signs], 1e-6).log_volume
@@ -158,15 +158,15 @@ def test_a_loaded_model_has_a_bound_and_a_likelihood(tmp_path) -> None:
     bounds = likelihood_bound(
         x_0,
         sde=model.sde,
-        prior=model._prior_score,
-        encoder=model._encoder,
+        prior=model.prior_score,
+        encoder=model.encoder,
         repeats=2,
         draws=1,
         batch=2,
         seed=0,
     )
     ode = ode_log_likelihood(
-        x_0, sde=model.sde, prior=model._prior_score, repeats=1, batch=2, seed=0, tolerance=1e-2
+        x_0, sde=model.sde, prior=model.prior_score, repeats=1, batch=2, seed=0, tolerance=1e-2
     )
     costs = (bounds.prior.per_image, bounds.scorevae.per_image, ode.per_image)
     for nats in costs:
