@@ -279,7 +279,7 @@ def test_steps_of_test(tmp_path: Path) -> None:
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     # All of the module that the chosen test is about, and not all of the others.
-    shares = dict(re.findall(r"src/scorevae/(\S+?)\.py \|.*?(\d+)%", summary.read_text()))
+    shares = dict(re.findall(r"src/scorevae/(\S+?)\.py +\|.*?(\d+)%", summary.read_text()))
     assert shares["gaussian"] == "100"
     assert shares["figures"] == "0"
 
