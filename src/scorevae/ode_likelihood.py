@@ -7,6 +7,7 @@ dt = −(σ²/g²) dλ.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -212,7 +213,9 @@ def _score_and_divergence(
 ) -> tuple[Data, Tensor]:
     """s and Σ_e eᵀ (∂s/∂x) e, by forward differentiation; attention without fused kernels."""
     divergence = torch.zeros(len(x)).to(x)
-    with sdpa_kernel(SDPBackend.MATH):
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        # The first forward derivative loads rules that torch still writes in TorchScript.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         for e in probes:
             result = torch.func.jvp(lambda y: score(y, t), (x,), (e,))
             value, derivative = result[0], result[1]
