@@ -7,11 +7,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae import evaluation
+from scorevae import evaluation, report
+from scorevae.analysis import Subject, analyse
 from scorevae.config import load_config
-from scorevae.data import load_split, to_tensor, to_unit_range
-from scorevae.model import ScoreVAE
-from scorevae.reconstructions import load
+from scorevae.data import load_split
+from scorevae.model import ScoreVAE, VAEBaseline
+from scorevae.networks.vae import load_vae
+from scorevae.sections import cards, sections
 from scorevae.tracking import track
 
 PATH = click.Path(path_type=Path)
@@ -20,12 +22,15 @@ PATH = click.Path(path_type=Path)
 @click.command(help=__doc__)
 @click.option("--params", type=PATH, default=Path("params.yaml"))
 @click.option("--data", type=PATH, required=True, help="folder that download wrote")
-@click.option("--models", type=PATH, required=True, help="folder of prior, encoder and lpips")
+@click.option("--models", type=PATH, required=True, help="folder of all weights and of lpips")
 @click.option("--reconstructions", type=PATH, required=True, help="folder of reconstruct")
 @click.option("--curves", type=PATH, required=True, help="folder of the training curves")
 @click.option("--metrics", type=PATH, required=True, help="JSON to write")
+@click.option("--reasons", type=PATH, required=True, help="why a metric is null, to write (JSON)")
 @click.option("--errors", type=PATH, required=True, help="per-image errors to write (CSV)")
+@click.option("--tables", type=PATH, required=True, help="folder of CSV to write")
 @click.option("--figures", type=PATH, required=True, help="folder of PNG to write")
+@click.option("--page", type=PATH, required=True, help="report to write (HTML)")
 def main(
     params: Path,
     data: Path,
@@ -33,27 +38,46 @@ def main(
     reconstructions: Path,
     curves: Path,
     metrics: Path,
+    reasons: Path,
     errors: Path,
+    tables: Path,
     figures: Path,
+    page: Path,
 ) -> None:
     """Evaluate."""
     config = load_config(params)
-    preset = config.selected
-    train = load_split(data, "train", preset.data.image)
-    test = load_split(data, "test", preset.data.image, preset.test_images)
-    originals = to_unit_range(to_tensor(test.images))
-    systems = {name: load(reconstructions, name, originals) for name in ("scorevae", "vae")}
-    model = ScoreVAE.load(models, sampling=config.sampling, batch=config.reconstruct.batch)
+    image, batch = config.selected.data.image, config.reconstruct.batch
+    train = load_split(data, "train", image)
+    test = load_split(data, "test", image, config.selected.test_images)
+    model = ScoreVAE.load(models, sampling=config.sampling, batch=batch)
+    vae = VAEBaseline(load_vae(models / "vae.safetensors"), batch=batch)
+    subject = Subject(config, model, vae, train, test, reconstructions)
     with track("evaluate", config) as tracker:
-        judges = evaluation.open_judges(config, train, models / "lpips")
-        numbers = evaluation.compare(originals, systems, judges, config.evaluate)
-        evaluation.draw_figures(figures, model, originals, systems, curves, config)
-        evaluation.write_errors(errors, originals, systems, test.labels)
+        judges, missing = evaluation.open_judges(config, train, models / "lpips")
+        compared = evaluation.compare(subject.originals, subject.systems, judges, config.evaluate)
+        analysis = analyse(subject, lambda part: click.echo(f"evaluate: {part}"))
+        numbers = evaluation.merged(compared, analysis.numbers())
+        evaluation.draw_figures(figures, subject, analysis, curves)
+        evaluation.write_errors(errors, subject.originals, subject.systems, test.labels)
+        evaluation.write_tables(tables, analysis)
+        evaluation.write_reasons(reasons, missing | analysis.reasons)
         evaluation.write_metrics(metrics, numbers)
-        tracker.headline(
-            evaluation.headline(numbers), [*sorted(figures.glob("*.png")), metrics, errors]
+        found = report.assemble(
+            config,
+            compared,
+            figures=figures,
+            curves=curves,
+            provenance=report.provenance(config, params),
+            images=len(subject.originals),
+            reasons=missing,
+            cards=cards(numbers),
+            sections=sections(analysis, numbers, figures),
         )
-    click.echo(evaluation.table(numbers))
+        report.write(page, found)
+        tracker.headline(
+            evaluation.headline(numbers), [*sorted(figures.glob("*.png")), metrics, errors, page]
+        )
+    click.echo(evaluation.table(compared))
 
 
 if __name__ == "__main__":

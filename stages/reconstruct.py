@@ -62,7 +62,7 @@ def main(
 
 def _decode(model: ScoreVAE, z: Latents, config: Config, kept: BatchFolder) -> Images:
     """Decode batch by batch; a run that is started again goes on after the last finished one."""
-    with progress("reconstruct", kept.count(), len(z)) as shown, stop_requests() as stopping:
+    with progress("reconstruct", kept.rows(), len(z)) as shown, stop_requests() as stopping:
 
         def report(done: int) -> None:
             shown(done)

@@ -33,7 +33,7 @@ WRONG_VALUES = [
     ("protocols.default.steps", "20"),
     ("protocols.paper.z", "mode"),
     ("protocols.paper.clip", "no"),
-    ("evaluate.interpolation_steps", 1),
+    ("evaluate.interpolations.steps", 1),
     (STEPS, 10.0),
     (STEPS, -1),
     ("presets.digits.prior.training.ema", 1.0),

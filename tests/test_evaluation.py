@@ -47,10 +47,12 @@ def test_judges_are_the_presets_and_the_papers(
 
     monkeypatch.setattr(evaluation, "load_lpips", load)
     config = tiny_config(**{"presets.digits.lpips.net": "squeeze"})
-    judges = evaluation.open_judges(config, split(np.array([0, 1, 0, 1])), Path("lpips"))
+    judges, reasons = evaluation.open_judges(config, split(np.array([0, 1, 0, 1])), Path("lpips"))
     for judge, name in zip(judges[:2], ("squeeze", "vgg"), strict=True):
         assert judge is None if name in missing else judge.name == name
     assert judges.classifier is not None
+    metrics = {"squeeze": "lpips", "vgg": "paper_lpips"}
+    assert reasons == {metrics[net]: f"{net} is not here" for net in missing}
     warnings = capsys.readouterr().err.splitlines()
     assert sorted(warnings) == [
         f"warning: {net} is not here; reported as null" for net in sorted(missing)
@@ -62,8 +64,9 @@ def test_data_without_labels(
 ) -> None:
     """Catches an evaluation that ends where there is nothing to classify."""
     monkeypatch.setattr(evaluation, "load_lpips", lambda folder, net: Net(net))
-    judges = evaluation.open_judges(tiny_config(), split(None), Path("lpips"))
+    judges, reasons = evaluation.open_judges(tiny_config(), split(None), Path("lpips"))
     assert judges.classifier is None
+    assert reasons == {"class_agreement": "class_agreement: the data have no labels"}
     expected = "warning: class_agreement: the data have no labels; reported as null\n"
     assert capsys.readouterr().err == expected
 

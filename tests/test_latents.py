@@ -349,7 +349,7 @@ def test_encode_at(model: ScoreVAE) -> None:
     x, times = images(), torch.full((5,), 0.3)
     alpha, sigma = model.sde.marginal(torch.tensor(0.3))
     seen = []
-    encoder, model._encoder = model._encoder, lambda x_t, t: seen.append(x_t) or encoder(x_t, t)
+    encoder, model.encoder = model.encoder, lambda x_t, t: seen.append(x_t) or encoder(x_t, t)
     ours = model.encode_at(x, 0.3, seed=1)
     x_t = torch.cat(seen)
     torch.testing.assert_close(ours.mean, encoder(x_t, times).mean.detach(), **ROUNDING)

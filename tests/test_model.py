@@ -106,7 +106,7 @@ def test_batches_draw_their_own_noise(folder: Path) -> None:
 def test_decode_is_the_posterior_score(folder: Path) -> None:
     """Catches Bayes' rule, the scale of x_1 or the range of images lost on the way."""
     model, z, x_1 = load(folder), latents(), images() - 0.5
-    score = posterior_score(model._prior_score, model._encoder, z, guidance=2.0)
+    score = posterior_score(model.prior_score, model.encoder, z, guidance=2.0)
     expected = (generate(score, model.sde, x_1, sampling()) + 1) / 2
     torch.testing.assert_close(model.decode(z, guidance=2.0, x_1=x_1), expected, **ROUNDING)
     assert not torch.allclose(model.decode(z, x_1=x_1), expected)
@@ -124,7 +124,7 @@ def test_variance_exploding_starts_at_its_width(tmp_path: Path) -> None:
         starts.append(x)
         return -x
 
-    model._prior_score = score
+    model.prior_score = score
     x_1 = images()
     model.decode(latents(), guidance=0.0, x_1=x_1)
     torch.testing.assert_close(starts[0], 50 * x_1)
@@ -147,7 +147,7 @@ def test_reconstruct_decodes_the_mean(folder: Path) -> None:
 def test_encode_is_the_encoder_at_time_zero(folder: Path) -> None:
     """Catches images given in [0, 1], or another time."""
     model = load(folder)
-    expected = model._encoder(2 * images() - 1, torch.zeros(5))
+    expected = model.encoder(2 * images() - 1, torch.zeros(5))
     torch.testing.assert_close(model.encode(images()), expected, **ROUNDING)
 
 

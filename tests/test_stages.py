@@ -1,6 +1,7 @@
 """The six stages through their command lines, on tiny settings, and what they refuse."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -73,15 +74,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_metrics_hold_every_number_for_both_systems(finished: Path) -> None:
     """Catches a metric that is dropped, renamed, or not finite."""
     numbers = json.loads((finished / "results/metrics.json").read_text())
-    assert list(numbers) == ["scorevae", "vae"]
-    for values in numbers.values():
-        assert list(values) == [
+    assert list(numbers) == ["scorevae", "vae", "prior", "pixels", "train_images"]
+    for name in ("scorevae", "vae"):
+        assert list(numbers[name])[:10] == [
             "l2", "mse", "psnr", "ssim", "sharpness", "lpips", "paper_lpips", "rate_nats",
             "active_units", "class_agreement",
         ]  # fmt: skip
-        missing = [name for name, value in values.items() if value is None]
-        assert missing == ["lpips", "paper_lpips"]  # 8 pixels are too few
-        assert all(np.isfinite(v) for v in values.values() if v is not None)
+    missing = {name for values in numbers.values() for name, v in values.items() if v is None}
+    assert missing == {"lpips", "paper_lpips", "fid", "kid"}  # 8 pixels are too few
+    reasons = json.loads((finished / "results/reasons.json").read_text())
+    assert set(reasons) == {"lpips", "paper_lpips", "inception_distances"}
+    found = (v for values in numbers.values() for v in values.values() if v is not None)
+    assert all(np.isfinite(value) for value in found)
 
 
 def test_the_printed_table_shows_the_metrics(finished: Path) -> None:
@@ -108,7 +112,11 @@ def test_reported_l2_is_the_distance_of_the_written_images(finished: Path) -> No
 def test_figures_and_errors_are_written(finished: Path) -> None:
     """Catches a figure or the per-image errors missing."""
     names = {path.stem for path in (finished / "results/figures").glob("*.png")}
-    assert names == {"comparison", "prior_samples", "samples", "interpolations", "training_curves"}
+    assert names == {
+        "comparison", "prior_samples", "samples", "interpolations", "training_curves",
+        "latent_costs", "integrand", "samplers", "guidance", "embedding", "probe_over_time",
+        "edits", "draws", "shuffled_z",
+    }  # fmt: skip
     rows = (finished / "results/errors.csv").read_text().splitlines()
     assert rows[0] == "image,label,scorevae_l2,vae_l2"
     assert len(rows) == 1 + 360
@@ -132,7 +140,7 @@ def test_same_parameters_give_the_same_weights_and_metrics(workspace: Path) -> N
     for stage in STAGES:
         assert run(stage).exit_code == 0
     after = contents(workspace)
-    timed = [name for name in before if "curves" in name]
+    timed = [name for name in before if re.search("curves/|report|samplers|guidance|costs", name)]
     assert {n: c for n, c in after.items() if n not in timed} == {
         n: c for n, c in before.items() if n not in timed
     }

@@ -22,6 +22,18 @@ TRAINING = {
     "log_every": 2,
     "validate_every": 2,
 }
+EVALUATE: dict[str, dict[str, Any]] = {
+    "likelihood": {"images": 3, "repeats": 2, "draws": 2, "ode_images": 1},
+    "samplers": {"images": 2, "evaluations": [3], "grids": ["log_snr"]},
+    "guidance": {"images": 2, "weights": [0.0, 1.0]},
+    "probes": {"images": 60, "train_images": 60, "neighbours": 3, "times": [0.0, 0.5]},
+    "embedding": {"images": 12},
+    "interpolations": {"images": 1, "steps": 3},
+    "edits": {"images": 4, "strengths": [0.0, 1.0]},
+    "draws": {"images": 2, "count": 2},
+    "shuffled": {"images": 3},
+    "quality": {"images": 6, "train_images": 60, "steps": 3},
+}
 
 
 def tiny_params(**overrides: Any) -> dict[str, Any]:  # noqa: ANN401 (any value of the file)
@@ -42,7 +54,9 @@ def tiny_params(**overrides: Any) -> dict[str, Any]:  # noqa: ANN401 (any value 
             part["training"] |= TRAINING
     for protocol in tree["protocols"].values():
         protocol["steps"] = 3
-    tree["evaluate"] |= {"figure_images": 3, "interpolation_steps": 3}
+    put(tree, "evaluate.figure_images", 3)
+    for part, changes in EVALUATE.items():
+        tree["evaluate"][part] |= changes
     for name, value in overrides.items():
         put(tree, name, value)
     return tree

@@ -97,13 +97,97 @@ class ReconstructConfig(Section):
     batch: Count
 
 
+class LikelihoodConfig(Section):
+    """The bound on ln p(x), and the prior's likelihood by the ODE."""
+
+    images: CountOrZero
+    repeats: Annotated[int, Field(ge=2)]
+    draws: Count
+    ode_images: CountOrZero
+
+
+class SamplersConfig(Section):
+    """Every sampler at several costs."""
+
+    images: CountOrZero
+    evaluations: Annotated[list[Count], Field(min_length=1)]
+    grids: Annotated[list[Literal["uniform", "log_snr", "karras"]], Field(min_length=1)]
+
+
+class GuidanceConfig(Section):
+    """Several weights of ∇ ln q(z|x_t)."""
+
+    images: CountOrZero
+    weights: Annotated[list[NonNegative], Field(min_length=1)]
+
+
+class ProbesConfig(Section):
+    """What simple classifiers read from z."""
+
+    images: CountOrZero
+    train_images: Count
+    neighbours: Count
+    times: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+
+
+class EmbeddingConfig(Section):
+    """t-SNE of z."""
+
+    images: CountOrZero
+
+
+class InterpolationsConfig(Section):
+    """Lines and arcs between pairs of images."""
+
+    images: CountOrZero  # pairs
+    steps: Annotated[int, Field(ge=2)]
+
+
+class EditsConfig(Section):
+    """z moved from one class towards another."""
+
+    images: CountOrZero
+    strengths: Annotated[list[float], Field(min_length=1)]
+
+
+class DrawsConfig(Section):
+    """Several images for one z."""
+
+    images: CountOrZero
+    count: Annotated[int, Field(ge=2)]
+
+
+class ShuffledConfig(Section):
+    """Reconstruction with the z of another image."""
+
+    images: CountOrZero
+
+
+class QualityConfig(Section):
+    """Distances of samples to images."""
+
+    images: CountOrZero
+    train_images: Count
+    steps: Count
+    inception: str | None  # torch-fidelity's file; null looks into TORCH_HOME, then fetches it
+
+
 class EvaluateConfig(Section):
-    """The stage ``evaluate``."""
+    """The stage ``evaluate``; ``images: 0`` switches a part off."""
 
     classifier_images: Count
     active_threshold: Positive
     figure_images: Count
-    interpolation_steps: Annotated[int, Field(ge=2)]
+    likelihood: LikelihoodConfig
+    samplers: SamplersConfig
+    guidance: GuidanceConfig
+    probes: ProbesConfig
+    embedding: EmbeddingConfig
+    interpolations: InterpolationsConfig
+    edits: EditsConfig
+    draws: DrawsConfig
+    shuffled: ShuffledConfig
+    quality: QualityConfig
 
 
 class TrainingConfig(Section):

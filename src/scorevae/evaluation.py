@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from scorevae import figures
+from scorevae.analysis import Analysis, Numbers, Subject
 from scorevae.config import Config, EvaluateConfig
 from scorevae.data import Labels, Split
 from scorevae.files import replacing
@@ -23,12 +23,11 @@ from scorevae.metrics import (
     summarise,
     train_classifier,
 )
-from scorevae.model import ScoreVAE, default_device
+from scorevae.model import default_device
 from scorevae.perceptual import PAPER_NET, LPIPSUnavailable, load_lpips
 from scorevae.reconstructions import Reconstructions
 
 Images = Float[Tensor, "batch channel height width"]
-Numbers = dict[str, dict[str, float | int | None]]
 CURVES = ("prior", "vae", "encoder")
 TITLES = {"scorevae": "ScoreVAE", "vae": "VAE"}
 
@@ -48,26 +47,58 @@ def compare(
     }
 
 
-def open_judges(config: Config, train: Split, lpips: Path) -> Judges:
-    """LPIPS from the folder ``lpips``, and a classifier of the training images.
+def open_judges(config: Config, train: Split, lpips: Path) -> tuple[Judges, dict[str, str]]:
+    """LPIPS from the folder ``lpips``, a classifier of the training images, and what is missing.
 
-    A warning on stderr says why one is missing.
+    Returns:
+        The judges, and for each metric that has none the reason, which goes to stderr too.
     """
+    reasons: dict[str, str] = {}
 
-    def judge(load: Callable[[], Any]) -> Any:  # noqa: ANN401 (each judge has its own type)
+    def judge(metric: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401 (types of their own)
         try:
             return load()
         except (LPIPSUnavailable, MetricUnavailable) as reason:
-            print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
+            reasons[metric] = str(reason)
+            warn(str(reason))
             return None
 
     device = default_device()
     net, limit = config.selected.lpips.net, config.evaluate.classifier_images
-    return Judges(
-        judge(lambda: load_lpips(lpips, net).to(device)),
-        judge(lambda: load_lpips(lpips, PAPER_NET).to(device)),
-        judge(lambda: train_classifier(train, limit, config.seed)),
+    judges = Judges(
+        judge("lpips", lambda: load_lpips(lpips, net).to(device)),
+        judge("paper_lpips", lambda: load_lpips(lpips, PAPER_NET).to(device)),
+        judge("class_agreement", lambda: train_classifier(train, limit, config.seed)),
     )
+    return judges, reasons
+
+
+def warn(reason: str) -> None:
+    """Say on stderr why something is reported as null."""
+    print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
+
+
+def merged(compared: Numbers, analysed: Numbers) -> Numbers:
+    """The comparison's numbers followed by those of the analysis, for each system."""
+    names = dict.fromkeys([*compared, *analysed])
+    return {name: {**compared.get(name, {}), **analysed.get(name, {})} for name in names}
+
+
+def write_reasons(path: Path, reasons: dict[str, str]) -> None:
+    """``results/reasons.json``: why a metric, or a whole part of the evaluation, is null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tables(folder: Path, analysis: Analysis) -> None:
+    """One CSV for each table of the analysis, all or none; empty but for its head if not run."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for name, columns, rows in analysis.tables():
+            with (temporary / f"{name}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def write_metrics(path: Path, numbers: Numbers) -> None:
@@ -99,10 +130,10 @@ def write_errors(
 
 def table(numbers: Numbers) -> str:
     """The metrics as aligned text, one column for each system."""
-    names = list(numbers)
+    names = [name for name in TITLES if name in numbers]
     lines = [f"{'metric':<16}" + "".join(f"{TITLES[name]:>12}" for name in names)]
     for metric in numbers[names[0]]:
-        cells = (numbers[name][metric] for name in names)
+        cells = (numbers[name].get(metric) for name in names)
         lines.append(f"{metric:<16}" + "".join(f"{_cell(value):>12}" for value in cells))
     return "\n".join(lines)
 
@@ -111,30 +142,14 @@ def _cell(value: float | int | None) -> str:
     return "null" if value is None else f"{value:d}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def draw_figures(
-    folder: Path,
-    model: ScoreVAE,
-    originals: Images,
-    systems: dict[str, Reconstructions],
-    curves: Path,
-    config: Config,
-) -> None:
+def draw_figures(folder: Path, subject: Subject, analysis: Analysis, curves: Path) -> None:
     """Write every figure into ``folder``, all or none."""
+    config, model, systems = subject.config, subject.model, subject.systems
     count, seed = config.evaluate.figure_images, config.seed
-    rows = [("original", originals[:count])]
+    rows = [("original", subject.originals[:count])]
     rows += [(TITLES[name], system.images[:count]) for name, system in systems.items()]
     grid = count * min(count, 8)
     guidance = config.reconstruct.guidance
-    pairs = min(4, len(originals) // 2)
-    lines = model.interpolate(
-        originals[:pairs],
-        originals[pairs : 2 * pairs],
-        config.evaluate.interpolation_steps,
-        guidance=guidance,
-        seed=seed,
-    )
-    ends = zip(originals[:pairs], lines, originals[pairs : 2 * pairs], strict=True)
-    between = [torch.cat([a[None], line, b[None]]) for a, line, b in ends]
     drawn = {
         "comparison": figures.image_rows(rows, "test images and their reconstructions"),
         "prior_samples": figures.image_grid(
@@ -145,10 +160,10 @@ def draw_figures(
             count,
             "samples of ScoreVAE, z ~ N(0, I)",
         ),
-        "interpolations": figures.image_rows(
-            [("", row) for row in between],
-            "between two test images (outermost): decoded from the line between their z",
+        "latent_costs": figures.latent_costs(
+            {TITLES[name]: system.posterior for name, system in systems.items()}
         ),
+        **analysis.figures(),
         "training_curves": figures.training_curves(
             {name: curves / f"{name}.csv" for name in CURVES}
         ),

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scorevae.files import replacing
+from scorevae.gaussian import DiagonalGaussian
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure as Figure  # noqa: E402, PLC0414 (others draw with it too)
 
 Images = Float[Tensor, "batch channel height width"]
 Row = Float[Tensor, "_ channel height width"]
@@ -56,6 +57,17 @@ def lines(panels: int) -> tuple[Figure, np.ndarray]:
     """An empty figure of panels side by side, for curves."""
     figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.5), layout="constrained")
     return figure, np.atleast_1d(axes)
+
+
+def latent_costs(posteriors: dict[str, DiagonalGaussian]) -> Figure:
+    """Mean KL(q(z_i|x) ‖ N(0, 1)) of each latent in nats, the dearest first, for each system."""
+    figure, (axis,) = lines(1)
+    for name, posterior in posteriors.items():
+        costs = np.sort(posterior.kl_per_latent().mean(dim=0).numpy())[::-1]
+        axis.plot(np.arange(1, len(costs) + 1), costs, label=f"{name}: {costs.sum():.0f} nats")
+    axis.set(xlabel="latent, the dearest first", ylabel="KL, nats", ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
 
 
 def training_curves(files: dict[str, Path]) -> Figure:

@@ -84,9 +84,9 @@ class ScoreVAE:
         self.sde = prior.sde
         self.image_shape = encoder.header.image.shape
         self.latent = encoder.header.latent
-        self._log_determinant = encoder.header.log_determinant == "full"
-        self._encoder = encoder.network.to(self.device)
-        self._prior_score = prior_score(prior.network.to(self.device), prior.sde)
+        self.log_determinant = encoder.header.log_determinant == "full"
+        self.encoder = encoder.network.to(self.device)
+        self.prior_score = prior_score(prior.network.to(self.device), prior.sde)
 
     @classmethod
     def load(
@@ -121,7 +121,7 @@ class ScoreVAE:
         """
         self._check_images(images)
         parts = [
-            self._encoder(
+            self.encoder(
                 (2 * chunk - 1).to(self.device), torch.zeros(len(chunk), device=self.device)
             )
             for chunk in images.split(self.batch)
@@ -148,7 +148,7 @@ class ScoreVAE:
         for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
             times = torch.full((len(chunk),), t, device=self.device)
             x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
-            parts.append(self._encoder(perturb(self.sde, x_0, times, added), times))
+            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
         return _joined(parts)
 
     def decode(
@@ -181,11 +181,11 @@ class ScoreVAE:
 
         def score(rows: slice) -> ScoreFn:
             return posterior_score(
-                self._prior_score,
-                self._encoder,
+                self.prior_score,
+                self.encoder,
                 z[rows].to(self.device),
                 guidance=guidance,
-                log_determinant=self._log_determinant,
+                log_determinant=self.log_determinant,
             )
 
         return self._draw(len(z), score, seed, x_1, report, shared, kept)
@@ -201,7 +201,7 @@ class ScoreVAE:
 
     def sample_prior(self, count: int, *, seed: int = 0) -> Images:
         """Draw from the unconditional diffusion model."""
-        return self._draw(count, lambda rows: self._prior_score, seed, None, lambda done: None)
+        return self._draw(count, lambda rows: self.prior_score, seed, None, lambda done: None)
 
     def interpolate(
         self, first: Images, second: Images, steps: int, *, guidance: float = 1.0, seed: int = 0

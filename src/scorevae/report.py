@@ -275,8 +275,29 @@ METRICS = {
     "class_agreement": Metric(
         "Class agreement", "share of a classifier's verdicts that x̂ and x share", "higher"
     ),
-    "bits_per_dim": Metric("Bits per dimension", "", "lower"),
-    "kl": Metric("KL of z"),
+    "bits_per_dim": Metric("Bits per dimension", "the bound on −log₂ p(x), β = 1", "lower"),
+    "bits_per_dim_error": Metric("its standard error", "Monte Carlo: same images, other noise"),
+    "bits_reconstruction": Metric("reconstruction", "−E log₂ p(x₀|x_ε) of the 256 grey values"),
+    "bits_prior_matching": Metric("prior matching", "KL(q(x₁|x₀) ‖ π)"),
+    "bits_diffusion": Metric("diffusion", "½ ∫ g² E‖∇ln p(xₜ|x₀) − s‖² dt"),
+    "bits_rate": Metric("rate", "KL(q(z|x₀) ‖ N(0, I))"),
+    "bits_below_t_min": Metric("of the diffusion, below t_min", "where nothing was trained"),
+    "bits_theorem_3": Metric("the bound by Song's theorem 3", "another estimator of the same"),
+    "ode_bits_per_dim": Metric("Bits per dimension by the ODE", "the prior's own likelihood"),
+    "ode_bits_per_dim_error": Metric("its standard error", "over images"),
+    "linear_probe": Metric("Linear probe", "accuracy on test images", "higher"),
+    "neighbours": Metric("Nearest neighbours", "accuracy on test images", "higher"),
+    "l2_of_one_draw": Metric("L2 of one draw for z", "", "lower"),
+    "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
+    "pixel_std": Metric("Spread of a pixel over draws", "standard deviation"),
+    "calibration": Metric("Error of the mean over spread", "1 if the image is like a draw", "one"),
+    "l2_shuffled_z": Metric("L2 with another image's z", "from the same noise"),
+    "shuffled_ratio": Metric("the same over L2 with its own z", "1: z is ignored"),
+    "classifier_fd": Metric("Fréchet distance", "features of a small classifier", "lower"),
+    "classifier_kd": Metric("Kernel distance", "features of a small classifier", "lower"),
+    "fid": Metric("FID", "", "lower"),
+    "kid": Metric("KID", "", "lower"),
+    "evaluations": Metric("Evaluations", digits=0),
     "seconds": Metric("Time, s", digits=2),
 }
 ARROWS = {
@@ -285,7 +306,13 @@ ARROWS = {
     "one": "\u00a0→\u00a01",
     "": "",
 }  # no break before
-SYSTEMS = {"scorevae": "ScoreVAE", "vae": "VAE", "prior": "Prior"}
+SYSTEMS = {
+    "scorevae": "ScoreVAE",
+    "vae": "VAE",
+    "prior": "Prior",
+    "pixels": "Pixels",
+    "train_images": "Training images",
+}
 ARROW_NOTE = "↓ lower is better, ↑ higher is better, → 1 closest to one is best; bold: the best."
 
 
@@ -698,8 +725,46 @@ FIGURES = {
         "A grid of images drawn from ScoreVAE.",
     ),
     "interpolations": (
-        "Between two test images (outermost): decoded from the line between their z.",
+        "Between two test images (outermost): decoded from the line and from the arc between "
+        "their z, with one noise for each path.",
         "Rows of images that turn from one test image into another.",
+    ),
+    "integrand": (
+        "Where z helps: the cost of each noise level, for the prior and with z. The area between "
+        "the curves is what z saves.",
+        "Two curves over the log signal-to-noise ratio, the one with z below the prior's.",
+    ),
+    "samplers": (
+        "L2 and sharpness against network evaluations; squares mark what nothing beats.",
+        "Two panels of curves, one for each sampler, on logarithmic axes.",
+    ),
+    "guidance": (
+        "L2 and sharpness against γ, the weight of ∇ ln q(z|x_t).",
+        "Two curves over γ.",
+    ),
+    "latent_costs": (
+        "What each latent costs: its mean KL from N(0, 1), the dearest first.",
+        "Two falling curves, one for ScoreVAE and one for the VAE.",
+    ),
+    "embedding": (
+        "t-SNE of the z of test images, coloured by label.",
+        "Points in the plane, in groups of one colour each.",
+    ),
+    "probe_over_time": (
+        "A linear probe, trained on z of clean images, on z of noised ones.",
+        "Accuracy falls with the time of the noise to that of the most frequent class.",
+    ),
+    "edits": (
+        "z moved along the difference of two classes' means, from one noise.",
+        "Rows of images that change from one class towards another.",
+    ),
+    "draws": (
+        "Several images for one z: what differs is what z does not hold.",
+        "Rows: an image, draws for its z, their mean and their standard deviation.",
+    ),
+    "shuffled_z": (
+        "The same noise, decoded with an image's own z and with another's.",
+        "Rows: images, their reconstructions, those from others' z, and the others.",
     ),
     "training_curves": (
         "Training loss against steps.",
@@ -784,7 +849,8 @@ def summary(config: Config, images: int | None = None) -> str:
 # --- parameters, machine and commands -----------------------------------------------------------
 
 YAML = {"None": "null", "True": "true", "False": "false"}
-LOCAL = ("data.root", "lpips.trunk")  # where files lie on one machine
+LOCAL = ("data.root", "lpips.trunk")  # of the preset: where files lie on one machine
+INCEPTION = "evaluate.quality.inception"
 PLACEHOLDER = "PATH"
 CODE = ("src", "stages", "dvc.yaml", "requirements.lock")  # parameters are in the commands
 
@@ -797,7 +863,7 @@ def parameters(config: Config) -> dict[str, str]:
     tree = config.model_dump(exclude={"presets", "protocols"})
     tree["protocols"] = {config.reconstruct.protocol: config.sampling.model_dump()}
     tree["presets"] = {config.preset: config.selected.model_dump()}
-    local = {f"presets.{config.preset}.{key}" for key in LOCAL}
+    local = {INCEPTION, *(f"presets.{config.preset}.{key}" for key in LOCAL)}
     return {
         name: PLACEHOLDER if name in local and text != "null" else text
         for name, text in _plain(tree).items()

@@ -100,7 +100,7 @@ class BatchFolder(NamedTuple):
 
     folder: Path
 
-    def count(self) -> int:
+    def rows(self) -> int:
         """How many rows are kept."""
         ranges = (path.stem.split("-") for path in self.folder.glob("*-*.npy"))
         return sum(int(stop) - int(start) for start, stop in ranges)

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from scorevae.config import SamplingConfig
-from scorevae.figures import lines
+from scorevae.figures import Figure, lines
 from scorevae.gaussian import Latents
 from scorevae.metrics import l2_distances, sharpness, structural_similarity
 from scorevae.model import ScoreVAE
