@@ -10,6 +10,7 @@ share is that of one saving in the default interval between two of them.
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -22,7 +23,7 @@ from scorevae.state import StateFile
 from scorevae.training import average, save_interval
 
 
-def state_of(config: Config, preset: str) -> tuple[int, dict[str, object]]:
+def state_of(config: Config, preset: str) -> tuple[int, dict[str, Any]]:
     """Number of parameters and full training state of a preset's prior after one step."""
     chosen = config.presets[preset]
     module = PriorUNet(chosen.data.image, chosen.prior.network, build_sde(config.sde))

@@ -52,7 +52,9 @@ def test_queue_runs_each_experiment_with_its_own_code(tmp_path: Path) -> None:
         assert parent.data.metrics["scorevae.l2"] == pytest.approx(l2[name], rel=1e-9)
         identity = parent.info.run_id
         own = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == identity]
-        assert sorted(run.info.run_name for run in own) == sorted(STAGES)
+        # Download is the same for all: whoever came later may have found it in the cache.
+        names = [run.info.run_name for run in own if run.info.run_name != "download"]
+        assert sorted(names) == sorted(STAGES[1:])
         assert "metrics.json" in str(client.list_artifacts(identity, "figures"))
 
 

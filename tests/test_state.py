@@ -238,7 +238,7 @@ def test_batches_are_kept_until_discarded() -> None:
         kept.save(slice(0, 3), images)
         assert kept.load(slice(0, 2)) is None
         kept.save(slice(3, 5), images[:2])
-        assert kept.count() == 5
+        assert kept.rows() == 5
     with resumable("reconstruct", "key") as folder:
         assert torch.equal(folder.batches().load(slice(0, 3)), images)
         folder.discard()
