@@ -1,55 +1,56 @@
-"""L2 of the reconstructions against network evaluations, as the table of the README.
+"""L2, sharpness and seconds against network evaluations, as the table and figure of the README.
 
-    python benchmarks/sampler_steps.py        # after dvc repro; writes docs/sampler_steps.md
+    python benchmarks/sampler_steps.py        # after dvc repro; writes docs/sampler_steps.{md,png}
 
-Every row starts from the same latents and the same x_1.
+The study of the stage evaluate on more images, more evaluations and every grid. Every row starts
+from the same latents and the same x_1.
 """
-
-import time
 
 import click
 from common import DOCS, open_trained
 
-from scorevae.config import SamplingConfig
+from scorevae import figures, study
 from scorevae.files import replacing
-from scorevae.metrics import l2_distances, sharpness
 from scorevae.model import ScoreVAE
-from scorevae.sampling import network_evaluations
 
-SAMPLERS = ("dpm_solver_pp", "sde_dpm_solver_pp", "ddim", "heun", "euler_maruyama",
-            "predictor_corrector")  # fmt: skip
+COLUMNS = ("sampler", "grid", "evaluations", "l2", "ssim", "sharpness", "seconds")
 
 
 @click.command(help=__doc__)
-@click.option("--evaluations", default="5,10,20,50,200", help="comma-separated counts")
-def main(evaluations: str) -> None:
-    """Write the table."""
+@click.option("--evaluations", default="5,10,20,50,100,250", help="comma-separated counts")
+@click.option("--grids", default="log_snr,karras,uniform", help="comma-separated")
+@click.option("--images", default=40, help="test images")
+def main(evaluations: str, grids: str, images: int) -> None:
+    """Write table and figure."""
     trained = open_trained()
-    chosen, batch = trained.config.sampling, trained.config.reconstruct.batch
-    lines = [
-        "| sampler | network evaluations | L2 | sharpness | seconds |",
-        "|---|---|---|---|---|",
+    config = trained.config
+    counts = [int(count) for count in evaluations.split(",")]
+    model = ScoreVAE.load(trained.models, sampling=config.sampling)
+    originals = trained.originals[:images]
+    trials = study.try_samplers(
+        model,
+        originals,
+        model.encode(originals).mean,
+        study.sampler_settings(counts, grids.split(","), config.sampling),
+        guidance=config.reconstruct.guidance,
+        seed=config.seed,
+        report=lambda done: click.echo(f"{done} settings", err=True),
+    )
+    best = study.recommended(trials)
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for trial in sorted(trials, key=lambda t: t.l2):
+        row = trial.record()
+        cells = [row[c] if c in COLUMNS[:3] else f"{row[c]:.4f}" for c in COLUMNS[:-1]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {trial.seconds:.1f} |")
+    lines += [
+        "",
+        f"{images} test images of {config.preset}. Fewest evaluations within 2 % of the best L2: "
+        f"{best.sampler}, {best.grid}, {best.evaluations}.",
     ]
-    for name in SAMPLERS:
-        for count in map(int, evaluations.split(",")):
-            steps = (count + 1) // 2 if name in ("heun", "predictor_corrector") else count
-            sampling = SamplingConfig.model_validate(
-                {"sampler": name, "grid": chosen.grid, "steps": steps,
-                 "corrector_snr": chosen.corrector_snr, "clip": chosen.clip}
-            )  # fmt: skip
-            model = ScoreVAE.load(trained.models, sampling=sampling, batch=batch)
-            started = time.perf_counter()
-            images = model.reconstruct(trained.originals, seed=trained.config.seed)
-            seconds = time.perf_counter() - started
-            distance = l2_distances(trained.originals, images).mean().item()
-            sharp = sharpness(trained.originals, images)
-            evaluated = network_evaluations(sampling)
-            lines.append(
-                f"| {name} | {evaluated} | {distance:.4f} | {sharp:.3f} | {seconds:.1f} |"
-            )
-            click.echo(lines[-1])
     with replacing(DOCS / "sampler_steps.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
+    figures.save(study.sampler_figure(trials), DOCS / "sampler_steps.png")
+    click.echo("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ LAYERS = [
     {"study"},
     {"analysis"},
     {"evaluation", "experiment", "sections"},
-    {"sync"},
+    {"rate_distortion", "sync"},
     {"stages"},
 ]
 ALLOWED = {("networks.vae", "networks.encoder")}  # the decoder mirrors the encoder

@@ -42,7 +42,7 @@ class Trial:
 
 
 def sampler_settings(
-    counts: Iterable[int], grids: Sequence[str], like: SamplingConfig
+    counts: Sequence[int], grids: Sequence[str], like: SamplingConfig
 ) -> list[SamplingConfig]:
     """Every sampler on every grid with at most so many evaluations; the rest as in ``like``."""
     samplers = get_args(SamplingConfig.model_fields["sampler"].annotation)
@@ -54,7 +54,7 @@ def sampler_settings(
     ]
 
 
-def _steps(sampler: str, counts: Iterable[int]) -> list[int]:
+def _steps(sampler: str, counts: Sequence[int]) -> list[int]:
     per_step = 2 if sampler in TWICE else 1
     return sorted({max(1, (count - 1) // per_step + 1) for count in counts})
 
