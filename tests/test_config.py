@@ -182,8 +182,12 @@ def test_values_that_do_not_fit(tmp_path: Path, changes: dict, expected: str) ->
 def test_conv_encoder_needs_no_groups(tmp_path: Path) -> None:
     """Catches a check of the group norm's widths where there is no group norm."""
     tree = tiny_params()
-    tree["presets"]["digits"]["encoder"]["network"] |= {"kind": "conv", "channels": [7]}
+    network = tree["presets"]["digits"]["encoder"]["network"]
+    network |= {"kind": "conv", "channels": [6]}
     load_config(write_params(tmp_path / "p.yaml", tree))
+    network["channels"] = [7, 8]  # the embedding of time, pairs of sine and cosine, has no half
+    message = fault(write_params(tmp_path / "p.yaml", tree))
+    assert "encoder.network: channels: got 7 first; conv needs an even number" in message
 
 
 def test_every_fault_is_reported(tmp_path: Path) -> None:

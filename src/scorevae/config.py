@@ -282,6 +282,8 @@ class EncoderNetworkConfig(Section):
     def _divisible(self) -> Self:
         if self.kind == "resnet":
             _check_groups(self.channels, self.groups)
+        elif self.channels[0] % 2:  # time is embedded as pairs of sine and cosine
+            raise ValueError(f"channels: got {self.channels[0]} first; conv needs an even number")
         return self
 
 
