@@ -12,8 +12,6 @@ from common import DOCS, ROOT
 
 from scorevae.config import load_config
 
-FIGURES = ("comparison", "interpolations", "prior_samples", "samples", "training_curves")
-
 
 def seconds() -> dict[str, tuple[int, float]]:
     """Steps and seconds of every training, from the curves."""
@@ -35,15 +33,22 @@ def main() -> None:
     """Copy and print."""
     folder = DOCS / load_config(ROOT / "params.yaml").preset
     folder.mkdir(exist_ok=True)
-    for name in FIGURES:
-        shutil.copy(ROOT / f"results/figures/{name}.png", folder)
+    for path in (ROOT / "results/figures").glob("*.png"):
+        shutil.copy(path, folder)
     numbers = json.loads((ROOT / "results/metrics.json").read_text())
     trainings = {name: {"steps": n, "seconds": round(s)} for name, (n, s) in seconds().items()}
     record = {**numbers, "trainings": trainings}
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
     click.echo("| metric | ScoreVAE | VAE |\n|---|---|---|")
+    for metric, value in numbers["vae"].items():
+        click.echo(f"| {metric} | {cell(numbers['scorevae'][metric])} | {cell(value)} |")
+    click.echo("\n| bits per dimension | ScoreVAE | prior |\n|---|---|---|")
     for metric, value in numbers["scorevae"].items():
-        click.echo(f"| {metric} | {cell(value)} | {cell(numbers['vae'][metric])} |")
+        if metric.startswith("bits"):
+            click.echo(f"| {metric} | {cell(value)} | {cell(numbers['prior'].get(metric))} |")
+    with (ROOT / "results/tables/costs.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            click.echo(f"{row['part']}: {float(row['seconds']):.1f} s")
     for name, (steps, spent) in seconds().items():
         click.echo(f"{name}: {steps} steps, {spent:.0f} s")
 

@@ -206,12 +206,12 @@ def test_fewer_test_images(workspace: Path) -> None:
 def test_protocol_is_the_chosen_one(workspace: Path) -> None:
     """Catches a protocol whose sampler, or whose z, is ignored."""
     seen = {}
-    for name in ("default", "stochastic", "paper"):
+    for name in ("default", "ode", "paper"):
         overrides = {"reconstruct.protocol": name, "presets.digits.test_images": 10}
         write_params(workspace / "params.yaml", tiny_params(**overrides))
         assert run("reconstruct").exit_code == 0
         seen[name] = np.load(workspace / "results/reconstructions/scorevae_images.npy")
-    assert not np.allclose(seen["default"], seen["stochastic"])
+    assert not np.allclose(seen["default"], seen["ode"])
     overrides |= {"protocols.paper.z": "mean"}
     write_params(workspace / "params.yaml", tiny_params(**overrides))
     assert run("reconstruct").exit_code == 0

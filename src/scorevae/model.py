@@ -27,7 +27,7 @@ Groups = Float[Tensor, "group member channel height width"]
 Report = Callable[[int], None]
 
 DEFAULT_SAMPLING = SamplingConfig(
-    sampler="dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
+    sampler="sde_dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
 )
 
 
