@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -268,7 +269,11 @@ def test_text_is_escaped(figures: Path) -> None:
 def test_template_is_packaged(tmp_path: Path) -> None:
     """Catches a wheel in which the page has no template."""
     code = f"import uv_build; uv_build.build_wheel({str(tmp_path)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # uv-build
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=os.environ | {"PATH": path}, check=True, capture_output=True,
+    )  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
     assert "scorevae/templates/report.html.j2" in zipfile.ZipFile(wheel).namelist()
 
