@@ -1,12 +1,12 @@
 """checkpoint: a weights file rebuilds its network; any other file is refused by name."""
 
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from limits import disk_of
 from tiny import tiny_config, write_encoder, write_prior, write_vae
 from torch import nn
 
@@ -202,12 +202,8 @@ def test_full_disk_leaves_the_former_weights(tmp_path: Path, size: int) -> None:
     network = write_prior(tmp_path / "p", tiny_config())
     before = (tmp_path / "p").read_bytes()
     header = read_header(tmp_path / "p", PriorHeader)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        with pytest.raises(UserError, match=r"p: cannot be written \(.*\); free some space"):
-            save_weights(tmp_path / "p", network, header)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = r"p: cannot be written \(.*\); free some space"
+    with disk_of(size), pytest.raises(UserError, match=message):
+        save_weights(tmp_path / "p", network, header)
     assert (tmp_path / "p").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["p"]

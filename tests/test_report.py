@@ -452,7 +452,6 @@ def test_records_become_rows() -> None:
     [
         lambda: report.likelihood({}),
         lambda: report.sampler_study([]),
-        lambda: report.rate_distortion([]),
         lambda: report.latents({}),
         lambda: report.sample_quality({}),
     ],

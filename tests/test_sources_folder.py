@@ -4,16 +4,14 @@ import errno
 import io
 import json
 import os
-import resource
 import shutil
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from limits import disk_of
 from PIL import Image
 
 from scorevae.config import DataConfig, ImageConfig
@@ -356,17 +354,6 @@ def test_memory_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         tracemalloc.stop()
         assert sum(meta(tmp_path / "out")["images"].values()) == count
     assert peaks[2] - peaks[1] < 0.2 * 180 * 64 * 64
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes: as on a full disk, writing fails half way."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [1_000, 20_000])  # closing fails; writing fails

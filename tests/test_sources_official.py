@@ -8,14 +8,12 @@ import json
 import os
 import pickle
 import re
-import resource
 import shutil
 import struct
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 from urllib.error import URLError
@@ -24,6 +22,7 @@ import gdown
 import numpy as np
 import pytest
 from gdown.exceptions import FileURLRetrievalError
+from limits import disk_of
 from PIL import Image
 from torchvision import datasets
 
@@ -101,17 +100,6 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """No file can grow beyond ``size`` bytes: as on a full disk, writing fails half way."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # MNIST

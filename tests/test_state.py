@@ -1,14 +1,12 @@
 """state: one training, one name, one holder; a damaged state is not fatal."""
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from limits import disk_of
 from tiny import tiny_config
 
 from scorevae.errors import UserError
@@ -200,21 +198,6 @@ def test_damaged_state_never_replaces_the_good_one(tmp_path: Path) -> None:
     state.save({"step": 3})
     state.path.unlink()
     assert state.load()["step"] == 1
-
-
-def disk_of(size: int) -> AbstractContextManager[None]:
-    """No file can grow beyond ``size`` bytes: as on a full disk, writing fails half way."""
-
-    @contextmanager
-    def limited() -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited()
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000])

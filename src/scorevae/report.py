@@ -649,22 +649,6 @@ def sampler_study(
     return _section("Samplers and guidance", text, tables, figures, notes)
 
 
-def rate_distortion(
-    records: Sequence[Mapping[str, str | Value]],
-    *,
-    reasons: Mapping[str, str] | None = None,
-    figures: Sequence[FigureFile] = (),
-    notes: Sequence[str] = (),
-) -> Section:
-    """What the code costs and what it buys: one record for each β or system, its name first."""
-    text = (
-        "Rate is the mean KL of q(z|x₀) from N(0, I), what the code costs in nats; distortion is "
-        "what reconstruction leaves."
-    )
-    tables = [records_table("Rate and distortion", records, reasons)]
-    return _section("Rate and distortion", text, tables, figures, notes)
-
-
 def latents(
     numbers: Mapping[str, Values],
     *,
