@@ -7,13 +7,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae import evaluation, report
-from scorevae.analysis import Subject, analyse
+from scorevae import evaluation
+from scorevae.analysis import Subject
 from scorevae.config import load_config
 from scorevae.data import load_split
 from scorevae.model import ScoreVAE, VAEBaseline
 from scorevae.networks.vae import load_vae
-from scorevae.sections import cards, sections
 from scorevae.tracking import track
 
 PATH = click.Path(path_type=Path)
@@ -52,31 +51,14 @@ def main(
     model = ScoreVAE.load(models, sampling=config.sampling, batch=batch)
     vae = VAEBaseline(load_vae(models / "vae.safetensors"), batch=batch)
     subject = Subject(config, model, vae, train, test, reconstructions)
+    outputs = evaluation.Outputs(metrics, reasons, errors, tables, figures, page)
     with track("evaluate", config) as tracker:
-        judges, missing = evaluation.open_judges(config, train, models / "lpips")
-        compared = evaluation.compare(subject.originals, subject.systems, judges, config.evaluate)
-        analysis = analyse(subject, lambda part: click.echo(f"evaluate: {part}"))
-        numbers = evaluation.merged(compared, analysis.numbers())
-        evaluation.draw_figures(figures, subject, analysis, curves)
-        evaluation.write_errors(errors, subject.originals, subject.systems, test.labels)
-        evaluation.write_tables(tables, analysis)
-        evaluation.write_reasons(reasons, missing | analysis.reasons)
-        evaluation.write_metrics(metrics, numbers)
-        found = report.assemble(
-            config,
-            compared,
-            figures=figures,
-            curves=curves,
-            provenance=report.provenance(config, params),
-            images=len(subject.originals),
-            reasons=missing,
-            cards=cards(numbers),
-            sections=sections(analysis, numbers, figures),
-        )
-        report.write(page, found)
-        tracker.headline(
-            evaluation.headline(numbers), [*sorted(figures.glob("*.png")), metrics, errors, page]
-        )
+        compared, numbers = evaluation.evaluate(
+            subject, outputs, lpips=models / "lpips", curves=curves, params=params,
+            report_part=lambda part: click.echo(f"evaluate: {part}"),
+        )  # fmt: skip
+        files = [*sorted(figures.glob("*.png")), metrics, errors, page]
+        tracker.headline(evaluation.headline(numbers), files)
     click.echo(evaluation.table(compared))
 
 

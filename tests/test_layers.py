@@ -45,7 +45,8 @@ LAYERS = [
     {"model"},
     {"study"},
     {"analysis"},
-    {"evaluation", "experiment", "sections"},
+    {"sections"},
+    {"evaluation", "experiment"},
     {"rate_distortion", "sync"},
     {"stages"},
 ]

@@ -6,13 +6,13 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from scorevae import figures
-from scorevae.analysis import Analysis, Numbers, Subject
+from scorevae import figures, report
+from scorevae.analysis import Analysis, Numbers, Subject, analyse
 from scorevae.config import Config, EvaluateConfig
 from scorevae.data import Labels, Split
 from scorevae.files import replacing
@@ -26,6 +26,7 @@ from scorevae.metrics import (
 from scorevae.model import default_device
 from scorevae.perceptual import PAPER_NET, LPIPSUnavailable, load_lpips
 from scorevae.reconstructions import Reconstructions
+from scorevae.sections import cards, sections
 
 Images = Float[Tensor, "batch channel height width"]
 CURVES = ("prior", "vae", "encoder")
@@ -76,6 +77,64 @@ def open_judges(config: Config, train: Split, lpips: Path) -> tuple[Judges, dict
 def warn(reason: str) -> None:
     """Say on stderr why something is reported as null."""
     print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
+
+
+class Outputs(NamedTuple):
+    """Where the stage writes."""
+
+    metrics: Path
+    reasons: Path
+    errors: Path
+    tables: Path
+    figures: Path
+    page: Path
+
+
+def evaluate(
+    subject: Subject,
+    outputs: Outputs,
+    *,
+    lpips: Path,
+    curves: Path,
+    params: Path,
+    report_part: Callable[[str], None],
+) -> tuple[Numbers, Numbers]:
+    """Compare, analyse, and write everything.
+
+    Args:
+        subject: what is evaluated.
+        outputs: where to write.
+        lpips: folder of the trunks.
+        curves: folder of the training curves.
+        params: the parameter file, for the page's commands.
+        report_part: called with the name of each part of the analysis.
+
+    Returns:
+        The comparison's numbers, and all of them.
+    """
+    config = subject.config
+    judges, missing = open_judges(config, subject.train, lpips)
+    compared = compare(subject.originals, subject.systems, judges, config.evaluate)
+    analysis = analyse(subject, report_part)
+    numbers = merged(compared, analysis.numbers())
+    draw_figures(outputs.figures, subject, analysis, curves)
+    write_errors(outputs.errors, subject.originals, subject.systems, subject.test.labels)
+    write_tables(outputs.tables, analysis)
+    write_reasons(outputs.reasons, missing | analysis.reasons)
+    write_metrics(outputs.metrics, numbers)
+    page = report.assemble(
+        config,
+        compared,
+        figures=outputs.figures,
+        curves=curves,
+        provenance=report.provenance(config, params),
+        images=len(subject.originals),
+        reasons=missing,
+        cards=cards(numbers),
+        sections=sections(analysis, numbers, outputs.figures),
+    )
+    report.write(outputs.page, page)
+    return compared, numbers
 
 
 def merged(compared: Numbers, analysed: Numbers) -> Numbers:
