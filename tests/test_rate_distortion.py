@@ -53,6 +53,9 @@ def test_points_are_those_of_the_rows() -> None:
         {"presets.digits.latent": 8},
         {"preset": "mnist"},
         {"scorevae.l2": None, "vae.l2": "!"},
+        {"State": "Running"},
+        {"State": "Queued"},
+        {"State": "Failed"},
     ],
 )
 def test_other_experiments_are_left_out(changes: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from scorevae.files import replacing
 SYSTEMS = {"scorevae": "ScoreVAE", "vae": "VAE"}
 DISTORTIONS = {"l2": "L2", "psnr": "PSNR, dB", "sharpness": "sharpness"}
 FIXED = ("preset", "seed", "sde.", "objective.", "reconstruct.", "protocols.", "presets.")
+UNFINISHED = ("Running", "Queued", "Failed")  # DVC shows them with their commit's metrics
 Row = Mapping[str, object]
 
 
@@ -51,7 +52,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
         raise UserError("rate_distortion: DVC shows no workspace; run it in the repository")
     found: dict[tuple[str, float], Point] = {}
     for row in rows:
-        if _settings(row) != _settings(reference):
+        if row.get("State") in UNFINISHED or _settings(row) != _settings(reference):
             continue
         for system in SYSTEMS:
             point = _point(row, system)
@@ -105,7 +106,7 @@ def figure(found: Sequence[Point]) -> figures.Figure:
                     textcoords="offset points",
                     xytext=(3, 3),
                 )
-        axis.set(xlabel="rate, nats", ylabel=label, xscale="log")
+        axis.set(xlabel="rate, nats", ylabel=label)
     axes[0].legend(fontsize=8)
     return drawn
 
