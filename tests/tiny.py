@@ -23,7 +23,7 @@ TRAINING = {
     "validate_every": 2,
 }
 EVALUATE: dict[str, dict[str, Any]] = {
-    "likelihood": {"images": 3, "repeats": 2, "draws": 2, "ode_images": 1},
+    "likelihood": {"images": 3, "repeats": 2, "draws": 2, "ode_images": 2},
     "samplers": {"images": 2, "evaluations": [3], "grids": ["log_snr"]},
     "guidance": {"images": 2, "weights": [0.0, 1.0]},
     "probes": {"images": 60, "train_images": 60, "neighbours": 3, "times": [0.0, 0.5]},
