@@ -16,8 +16,8 @@ repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 test: $(INSTALLED)  ## run all tests, or those that TESTS names
 	$(PYTEST) $(TESTS)
 
-test-faults: $(INSTALLED)  ## kill every training in every way: half an hour
-	$(PYTEST) -m faults tests/test_kill_and_resume.py
+test-faults: $(INSTALLED)  ## the tests that take minutes each: half an hour
+	$(PYTEST) -m faults
 
 coverage: $(INSTALLED)  ## the same, and which lines of src they ran
 	$(RUN) coverage run -m pytest $(TESTS)

@@ -21,6 +21,7 @@ def wait_for_queue(clone: Clone, count: int) -> str:
         time.sleep(1)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(1200)
 def test_queue_runs_each_experiment_with_its_own_code(tmp_path: Path) -> None:
     """Catches workers that disturb each other on fresh state, and code edited since queueing."""

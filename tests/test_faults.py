@@ -123,7 +123,10 @@ def test_second_trainer_is_refused_and_a_stale_lock_is_no_obstacle(place: Workpl
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+OTHERS = [pytest.param(n, marks=pytest.mark.faults) for n in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, *OTHERS])
 def test_reconstruct_goes_on_after_the_last_batch(
     place: Workplace, number: signal.Signals
 ) -> None:

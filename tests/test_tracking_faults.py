@@ -361,7 +361,7 @@ def points_recorded(folder: Path) -> int:
         return int(connection.execute("SELECT count(*) FROM metrics").fetchone()[0])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_server_killed_in_mid_training(home: Path) -> None:
     """Catches a training that ends with its server, and a curve that stays half recorded.

@@ -401,7 +401,7 @@ STEP = {step["run"]: step for name, step in STEPS if name == "reproduce.yml" and
 PRIOR_STEPS = 150  # a few seconds: long enough to be killed in
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(1800)
 def test_steps_of_reproduce(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Catches a job that loses work when its runner dies, or results on the way to their place.
