@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scorevae.errors import UserError
-from scorevae.files import replacing, sha256
+from scorevae.files import own_path, replacing, sha256
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -148,3 +148,26 @@ def test_sha256_of_a_folder(tmp_path: Path) -> None:
         folder("fewer", a="1"),
     ]
     assert len({first, *others}) == 6
+
+
+def test_own_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a path sought in the copy of the repository that an experiment runs in."""
+    for place in ("repository", "elsewhere", "home"):
+        (tmp_path / place / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert own_path("images", "key").resolve() == tmp_path / "elsewhere" / "images"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "repository"))
+    assert own_path("images", "key") == tmp_path / "repository" / "images"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert own_path("~/images", "key") == tmp_path / "home" / "images"
+    absolute = tmp_path / "elsewhere"
+    assert own_path(str(absolute), "key") == absolute
+    with pytest.raises(UserError, match=r"key: 'imags' .*\(looked for .*/repository/imags\)"):
+        own_path("imags", "key")
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/images", "x" * 5000, "a/" * 5000])
+def test_impossible_path(name: str) -> None:
+    """Catches the operating system's exception on a name that no file can have."""
+    with pytest.raises(UserError, match=r"some\.key: .* is no path \(.*\); correct it"):
+        own_path(name, "some.key")

@@ -13,11 +13,12 @@ from oracles import seeded
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from scorevae import perceptual
+from scorevae import perceptual, pretrained
 from scorevae.config import LPIPSConfig
 from scorevae.errors import UserError
 from scorevae.files import sha256
-from scorevae.perceptual import LPIPSUnavailable, TrunkFile, load_lpips, prepare_trunks
+from scorevae.perceptual import LPIPSUnavailable, load_lpips, prepare_trunks
+from scorevae.pretrained import WeightsFile
 
 TORCHVISION = pytest.mark.filterwarnings(
     "ignore:The parameter 'pretrained' is deprecated:UserWarning",
@@ -49,10 +50,10 @@ def announce(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     """Make a file's content the official trunk of the smallest net."""
     official, prefix = perceptual.trunk_file, sha256(path)[:8]
 
-    def found(net: str) -> TrunkFile:
+    def found(net: str) -> WeightsFile:
         if net != "squeeze":
             return official(net)
-        return TrunkFile("https://invalid.example/s.pth", "squeeze-0000.pth", prefix)
+        return WeightsFile("https://invalid.example/s.pth", "squeeze-0000.pth", prefix)
 
     monkeypatch.setattr(perceptual, "trunk_file", found)
 
@@ -66,7 +67,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tried.append(url)
         raise URLError("no network")
 
-    monkeypatch.setattr(perceptual, "download_url_to_file", refuse)
+    monkeypatch.setattr(pretrained, "download_url_to_file", refuse)
     return tried
 
 
@@ -95,7 +96,7 @@ def status(folder: Path) -> dict[str, str]:
 )
 def test_trunks_are_those_of_the_lpips_authors(net: str, name: str, prefix: str) -> None:
     """Catches torchvision's newer weights, under which LPIPS is another number."""
-    expected = TrunkFile(f"https://download.pytorch.org/models/{name}", name, prefix)
+    expected = WeightsFile(f"https://download.pytorch.org/models/{name}", name, prefix)
     assert perceptual.trunk_file(net) == expected
 
 
@@ -185,7 +186,7 @@ def test_download_goes_to_torch_home(
         Path(target).write_bytes(own.read_bytes())
 
     monkeypatch.setattr(perceptual, "PAPER_NET", "squeeze")
-    monkeypatch.setattr(perceptual, "download_url_to_file", fetch)
+    monkeypatch.setattr(pretrained, "download_url_to_file", fetch)
     for _ in range(2):
         prepare_trunks(squeeze(), 32, tmp_path / "lpips")
         assert status(tmp_path / "lpips") == {"squeeze": f"sha256 {sha256(own)}"}
@@ -201,7 +202,7 @@ def test_trunk_is_seen_from_the_repository(tmp_path: Path, own: Path, dvc_root: 
 
 def test_absent_trunk_is_named(tmp_path: Path) -> None:
     """Catches a wrong path that is answered by a download, or by null."""
-    with pytest.raises(UserError, match=r"lpips.trunk: 'nowhere.pth' is no file; name torchvis"):
+    with pytest.raises(UserError, match=r"lpips.trunk: 'nowhere.pth' does not exist"):
         prepare_trunks(squeeze(trunk="nowhere.pth"), 32, tmp_path / "lpips")
     assert not (tmp_path / "lpips").exists()
 
@@ -289,7 +290,7 @@ def test_every_failed_download_is_a_status(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(perceptual, "download_url_to_file", refuse)
+    monkeypatch.setattr(pretrained, "download_url_to_file", refuse)
     prepare_trunks(squeeze(), 32, tmp_path / "lpips")
     assert str(error) in status(tmp_path / "lpips")["squeeze"]
 

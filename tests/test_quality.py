@@ -14,7 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from scorevae import quality
+from scorevae import pretrained, quality
 from scorevae.data import Split, to_tensor, to_unit_range
 from scorevae.errors import UserError
 from scorevae.metrics import MetricUnavailable
@@ -236,22 +236,22 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     """Catches a stack trace, a file left behind, or random weights where there is no network."""
 
     def fail(url: str, target: str, hash_prefix: str, progress: bool) -> None:
-        assert (url, hash_prefix, progress) == (quality.INCEPTION_URL, "6726825d", False)
+        assert (url, hash_prefix, progress) == (quality.INCEPTION.url, "6726825d", False)
         raise URLError("no route")
 
-    monkeypatch.setattr(quality, "download_url_to_file", fail)
+    monkeypatch.setattr(pretrained, "download_url_to_file", fail)
     with pytest.raises(MetricUnavailable, match="fid and kid: .*no route.*TORCH_HOME"):
         quality.locate_inception(None, 32)
 
 
 def test_own_weights_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a download in spite of a file that is there, named or in TORCH_HOME."""
-    monkeypatch.setattr(quality, "download_url_to_file", None)
+    monkeypatch.setattr(pretrained, "download_url_to_file", None)
     own = tmp_path / "own.pth"
-    with pytest.raises(UserError, match="own.pth: no file"):
-        quality.locate_inception(own, 32)
+    with pytest.raises(UserError, match="evaluate.quality.inception: .*own.pth' does not exist"):
+        quality.locate_inception(str(own), 32)
     own.write_bytes(b"")
-    assert quality.locate_inception(own, 32) == own
+    assert quality.locate_inception(str(own), 32) == own
     kept = tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"")
@@ -264,6 +264,8 @@ def test_foreign_weights(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(UserError, match="begins with 6726825d: incomplete or another file"):
         quality.load_inception(path)
+    with pytest.raises(UserError, match="cannot be read .*; name the file of torch-fidelity's"):
+        quality.load_inception(tmp_path / "absent.pth")
 
 
 @pytest.mark.slow
@@ -283,7 +285,8 @@ def test_inception_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(quality, "INCEPTION_URL", f"https://example.org/weights-{digest[:8]}.pth")
+    published = pretrained.weights_file(f"https://example.org/weights-{digest[:8]}.pth")
+    monkeypatch.setattr(quality, "INCEPTION", published)
     stored = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
     ours = quality.load_inception(path)(stored / 255)
     expected = network(stored.expand(-1, 3, -1, -1))

@@ -19,7 +19,6 @@ from scorevae.sources.arrays import DatasetWriter
 from scorevae.sources.digits import read_digits
 from scorevae.sources.downloads import find
 from scorevae.sources.pixels import BadImage, decode
-from scorevae.sources.prepare import data_root
 from scorevae.sources.trees import image_files
 
 GREY, COLOUR = ImageConfig(channels=1, size=8), ImageConfig(channels=3, size=8)
@@ -118,13 +117,6 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for read in (contents, lambda root: find(root, "no")):
         with pytest.raises(UserError, match=r"closed: .*Permission denied.*; .*readable"):
             read(tmp_path)
-
-
-@pytest.mark.parametrize("root", ["~nobody_of_this_name/images", "x" * 5000, "a/" * 5000])
-def test_impossible_root(root: str) -> None:
-    """Catches the operating system's exception on a name that no file can have."""
-    with pytest.raises(UserError, match=r"data\.root: .*correct presets\.<name>\.data\.root"):
-        data_root(settings(source="folder", root=root))
 
 
 # CelebA

@@ -36,7 +36,7 @@ from scorevae.sources.celeba import read_celeba
 from scorevae.sources.digits import read_digits
 from scorevae.sources.official import read_cifar10
 from scorevae.sources.origin import Origin
-from scorevae.sources.prepare import SOURCES, data_root
+from scorevae.sources.prepare import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -767,23 +767,6 @@ def test_full_disk_while_describing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"digits: cannot be written \(No space left .*free some"):
         prepare.prepare(DIGITS, tmp_path / "digits")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a root sought in the copy of the repository that an experiment runs in."""
-    for place in ("repository", "elsewhere", "home"):
-        (tmp_path / place / "images").mkdir(parents=True)
-    data = DIGITS.model_copy(update={"root": "images"})
-    assert data_root(DIGITS) is None
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert data_root(data).resolve() == tmp_path / "elsewhere" / "images"
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "repository"))
-    assert data_root(data) == tmp_path / "repository" / "images"
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    home = data.model_copy(update={"root": "~/images"})
-    assert data_root(home) == tmp_path / "home" / "images"
-    absolute = data.model_copy(update={"root": str(tmp_path / "elsewhere")})
-    assert data_root(absolute) == tmp_path / "elsewhere"
 
 
 def test_data_root_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,24 @@ class Subject:
         """ScoreVAE's z of the evaluated images."""
         return self.systems["scorevae"].posterior.mean
 
+    @cached_property
+    def probe(self) -> latents.Probe:
+        """The linear probe on ScoreVAE's z."""
+        return latents.linear_probe(latents.labelled(self.z_probed, self.probed.labels))
+
+    @cached_property
+    def generated(self) -> dict[str, Images]:
+        """Samples of ScoreVAE and of the prior, and as many training images."""
+        config, count = self.config, self.config.evaluate.quality.images
+        rows = latents.training_rows(len(self.train.images), count, config.seed)
+        weight = config.reconstruct.guidance
+        return {
+            "scorevae": self.model.sample(count, guidance=weight, seed=config.seed),
+            "prior": self.model.sample_prior(count, seed=config.seed),
+            # what two sets of real images of this number differ by
+            "train_images": to_unit_range(to_tensor(self.train.images[rows])),
+        }
+
 
 @dataclass
 class Part:
@@ -199,7 +217,7 @@ def probes(subject: Subject) -> Part:
     for name, (train, test) in codes.items():
         known = latents.labelled(train, labels)
         asked = latents.labelled(test[: settings.images], asked_labels)
-        linear = latents.linear_probe(known)
+        linear = subject.probe if name == "scorevae" else latents.linear_probe(known)
         near = latents.neighbour_probe(known, neighbours=settings.neighbours)
         numbers[name] = {
             "linear_probe": latents.judge(linear, asked).accuracy,
@@ -211,13 +229,12 @@ def probes(subject: Subject) -> Part:
 
 def _probe_over_time(subject: Subject) -> tuple[Rows, Figure]:
     config, count = subject.config, subject.config.evaluate.probes.images
-    probe = latents.linear_probe(latents.labelled(subject.z_probed, subject.probed.labels))
     noised = {
         t: subject.model.encode_at(subject.originals[:count], t, seed=config.seed).mean
         for t in config.evaluate.probes.times
     }
     assert subject.test.labels is not None
-    accuracies = latents.accuracy_over_time(probe, noised, subject.test.labels[:count])
+    accuracies = latents.accuracy_over_time(subject.probe, noised, subject.test.labels[:count])
     rows: Rows = [{"t": t, **accuracy._asdict()} for t, accuracy in accuracies.items()]
     return rows, latent_figures.probe_curve(accuracies, "what the encoder reads in noised images")
 
@@ -336,24 +353,16 @@ def inception_distances(subject: Subject) -> Part:
     """FID and KID of samples against test images."""
     own = subject.config.evaluate.quality.inception
     size = subject.config.selected.data.image.size
-    path = quality.locate_inception(None if own is None else Path(own), size)
+    path = quality.locate_inception(own, size)
     features = quality.load_inception(path, subject.model.device)
     return _distances(subject, features, "fid", "kid")
 
 
 def _distances(subject: Subject, features: quality.FeatureFn, frechet: str, kernel: str) -> Part:
-    count, config = subject.config.evaluate.quality.images, subject.config
+    count = subject.config.evaluate.quality.images
     reference = latents.first_images(subject.originals, count, "sample quality")
-    rows = latents.training_rows(len(subject.train.images), count, config.seed)
-    weight = config.reconstruct.guidance
-    generated = {
-        "scorevae": subject.model.sample(count, guidance=weight, seed=config.seed),
-        "prior": subject.model.sample_prior(count, seed=config.seed),
-        # what two sets of real images of this number differ by
-        "train_images": to_unit_range(to_tensor(subject.train.images[rows])),
-    }
     numbers: Numbers = {}
-    for name, images in generated.items():
+    for name, images in subject.generated.items():
         found = quality.distances(features, images, reference)
         numbers[name] = {frechet: found.frechet, kernel: found.kernel}
     return Part(numbers)
@@ -400,7 +409,7 @@ class Analysis:
     def numbers(self) -> Numbers:
         """By system and metric; null where a part that is switched on could not be had."""
         merged: Numbers = {}
-        for name, (_, _) in PARTS.items():
+        for name in PARTS:
             if name in self.parts:
                 found = self.parts[name].numbers
             elif name in self.reasons:

@@ -89,6 +89,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def own_path(name: str, key: str) -> Path:
+    """A path in params.yaml seen from the DVC repository, also where DVC works in a copy of it.
+
+    Raises:
+        UserError: there is nothing at that path, or it cannot be one; ``key`` is named.
+    """
+    try:
+        path = Path(os.environ.get("DVC_ROOT", ".")) / Path(name).expanduser()
+        found = path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name; ~user without a home
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{key}: {name[:100]!r} is no path ({reason}); correct it") from None
+    if not found:
+        raise UserError(
+            f"{key}: {name!r} does not exist (looked for {path.resolve()}); correct it"
+        )
+    return path
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, or of a folder's sorted file names and their hashes."""
     if path.is_dir():

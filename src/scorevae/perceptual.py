@@ -4,24 +4,22 @@ The package ``lpips`` brings the learned linear heads; the trunk is torchvision'
 classifier, of which the convolutions are kept as safetensors.
 """
 
-import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.hub import download_url_to_file, get_dir
 from torchvision import models
 
 from scorevae.config import LPIPSConfig, LPIPSNet
 from scorevae.errors import UserError
-from scorevae.files import replacing
+from scorevae.files import own_path, replacing
+from scorevae.pretrained import WeightsFile, check_digest, kept_or_downloaded, weights_file
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -40,18 +38,9 @@ class LPIPSUnavailable(Exception):
     """LPIPS cannot be computed here; the message says why and what would help."""
 
 
-class TrunkFile(NamedTuple):
-    """torchvision's file of a trunk: its address, its name, and how its SHA-256 begins."""
-
-    url: str
-    name: str
-    sha256: str
-
-
-def trunk_file(net: LPIPSNet) -> TrunkFile:
-    """The file that torchvision names for a trunk; the name carries the checksum."""
-    name = _URLS[net].rpartition("/")[2]
-    return TrunkFile(_URLS[net], name, Path(name).stem.rpartition("-")[2])
+def trunk_file(net: LPIPSNet) -> WeightsFile:
+    """The file that torchvision names for a trunk."""
+    return weights_file(_URLS[net])
 
 
 def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path) -> str:
@@ -93,34 +82,21 @@ def _check_size(size: int) -> None:
 def _locate(net: LPIPSNet, own: str | None) -> Path:
     """The user's file, else the one in TORCH_HOME, else a fresh download there."""
     if own is not None:
-        path = Path(os.environ.get("DVC_ROOT", ".")) / Path(own).expanduser()
-        if not path.is_file():
-            raise UserError(f"lpips.trunk: {own!r} is no file; name torchvision's, or null")
-        return path
+        return own_path(own, "presets.<name>.lpips.trunk")
     file = trunk_file(net)
-    path = Path(get_dir()) / "checkpoints" / file.name
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=False)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
-            raise LPIPSUnavailable(
-                f"the {net} trunk {file.name} cannot be downloaded ({error}); name the file in "
-                "presets.<name>.lpips.trunk, or put it under $TORCH_HOME/hub/checkpoints"
-            ) from None
-    return path
+    try:
+        return kept_or_downloaded(file)
+    except (OSError, RuntimeError) as error:
+        raise LPIPSUnavailable(
+            f"the {net} trunk {file.name} cannot be downloaded ({error}); name the file in "
+            "presets.<name>.lpips.trunk, or put it under $TORCH_HOME/hub/checkpoints"
+        ) from None
 
 
 def _store(source: Path, net: LPIPSNet, target: Path) -> str:
     """Check a trunk's file, keep its convolutions as safetensors, return its SHA-256."""
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     expected = trunk_file(net)
-    if not digest.startswith(expected.sha256):
-        raise UserError(
-            f"{source}: its SHA-256 is {digest}, that of {expected.name} begins with "
-            f"{expected.sha256}: incomplete or another file; fetch it again"
-        )
+    digest = check_digest(source, expected, expected.name)
     weights = torch.load(source, map_location="cpu", weights_only=True)
     features = {k: v.contiguous() for k, v in weights.items() if k.startswith("features.")}
     save_file(features, target, metadata={"net": net, "sha256": digest})

@@ -7,7 +7,6 @@ its place. Those numbers are comparable for one data set, one seed and one versi
 only, and have names of their own.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,19 +15,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.hub import download_url_to_file, get_dir
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from scorevae.data import Labels, Split, to_tensor, to_unit_range
-from scorevae.errors import UserError
+from scorevae.files import own_path
 from scorevae.metrics import MetricUnavailable
+from scorevae.pretrained import check_digest, kept_or_downloaded, weights_file
 from scorevae.randomness import derive_seed, global_seed
 
 Images = Float[Tensor, "_ channel height width"]  # sets of any size side by side
 Features = Float[Tensor, "_ feature"]
 FeatureFn = Callable[[Images], Features]
 
-INCEPTION_URL = (
+INCEPTION = weights_file(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
@@ -115,7 +114,7 @@ def distances(features: FeatureFn, generated: Images, reference: Images) -> Dist
     return Distances(frechet_distance(first, second), kernel_distance(first, second), count)
 
 
-def locate_inception(own: Path | None, size: int) -> Path:
+def locate_inception(own: str | None, size: int) -> Path:
     """torch-fidelity's weights: the user's file, else the one in TORCH_HOME, else a download.
 
     Raises:
@@ -127,22 +126,14 @@ def locate_inception(own: Path | None, size: int) -> Path:
             f"fid and kid: images of {size} pixels are under the {SMALLEST} that Inception needs"
         )
     if own is not None:
-        if not own.is_file():
-            raise UserError(f"{own}: no file; name torch-fidelity's Inception weights, or null")
-        return own
-    name = INCEPTION_URL.rpartition("/")[2]
-    path = Path(get_dir()) / "checkpoints" / name
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = _digest_prefix(name)
-            download_url_to_file(INCEPTION_URL, str(path), hash_prefix=prefix, progress=False)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
-            raise MetricUnavailable(
-                f"fid and kid: Inception's weights {name} cannot be downloaded ({error}); name "
-                "the file, or put it under $TORCH_HOME/hub/checkpoints"
-            ) from None
-    return path
+        return own_path(own, "evaluate.quality.inception")
+    try:
+        return kept_or_downloaded(INCEPTION)
+    except (OSError, RuntimeError) as error:
+        raise MetricUnavailable(
+            f"fid and kid: Inception's weights {INCEPTION.name} cannot be downloaded "
+            f"({error}); name the file, or put it under $TORCH_HOME/hub/checkpoints"
+        ) from None
 
 
 def load_inception(path: Path, device: torch.device | str = "cpu") -> FeatureFn:
@@ -155,14 +146,8 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> FeatureFn:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    expected = _digest_prefix(INCEPTION_URL)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(expected):  # also the guard of what torch-fidelity then unpickles
-        raise UserError(
-            f"{path}: its SHA-256 is {digest}, that of torch-fidelity's weights begins with "
-            f"{expected}: incomplete or another file; fetch it again"
-        )
+    # Also the guard of what torch-fidelity then unpickles.
+    check_digest(path, INCEPTION, "torch-fidelity's weights")
     metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(path))
     network = metric.inception.to(device)
 
@@ -172,11 +157,6 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> FeatureFn:
         return torch.cat([network(chunk.to(device)).cpu() for chunk in pixels.split(50)])
 
     return features
-
-
-def _digest_prefix(name: str) -> str:
-    """The name of the file ends with how its SHA-256 begins, as torch.hub has it."""
-    return Path(name).stem.rpartition("-")[2]
 
 
 class SmallClassifier(nn.Module):

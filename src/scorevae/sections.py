@@ -1,11 +1,10 @@
 """What the analysis found, as sections of the report."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scorevae import report
-from scorevae.analysis import NUMBERS, Analysis, Numbers, Value
+from scorevae.analysis import NUMBERS, Analysis, Numbers, Rows, Value
 
 TERMS = ("bits_reconstruction", "bits_prior_matching", "bits_diffusion", "bits_rate")
 BITS = (
@@ -111,16 +110,12 @@ def _notes(analysis: Analysis, *parts: str) -> list[str]:
 
 def _named(
     analysis: Analysis, part: str, name: Callable[[dict[str, float | int | str]], str]
-) -> list[dict[str, float | int | str | None]]:
+) -> Rows:
     """A table of trials with the setting's name first and without what the name says."""
     if part not in analysis.parts:
         return []
     keys = ("evaluations", "l2", "ssim", "sharpness", "seconds")
     return [
-        {"setting": name(row), **{key: _finite(row[key]) for key in keys}}
+        {"setting": name(row), **{key: row[key] for key in keys}}
         for row in analysis.parts[part].tables[part]
     ]
-
-
-def _finite(value: float | int | str) -> float | int | str | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,14 +1,13 @@
 """A source of images to a prepared data set: the whole of the stage ``download``'s first half."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from scorevae.config import DataConfig
 from scorevae.errors import UserError
-from scorevae.files import replacing, sha256
+from scorevae.files import own_path, replacing, sha256
 from scorevae.sources.arrays import SPLITS, DatasetWriter
 from scorevae.sources.celeba import read_celeba
 from scorevae.sources.digits import read_digits
@@ -27,31 +26,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def data_root(settings: DataConfig) -> Path | None:
-    """``data.root`` seen from the DVC repository, also where DVC works in a copy of it.
-
-    Raises:
-        UserError: there is nothing at that path, or it cannot be one.
-    """
-    if settings.root is None:
-        return None
-    try:
-        root = Path(os.environ.get("DVC_ROOT", ".")) / Path(settings.root).expanduser()
-        found = root.exists()
-    except (OSError, RuntimeError) as error:  # too long a name; ~user without a home
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(
-            f"data.root: {settings.root[:100]!r} is no path ({reason}); correct "
-            "presets.<name>.data.root"
-        ) from None
-    if not found:
-        raise UserError(
-            f"data.root: {settings.root!r} does not exist (looked for {root.resolve()}); correct "
-            "presets.<name>.data.root"
-        )
-    return root
-
-
 def prepare(settings: DataConfig, folder: Path) -> None:
     """Read a source and write it as a prepared data set, whole or not at all.
 
@@ -59,7 +33,7 @@ def prepare(settings: DataConfig, folder: Path) -> None:
         UserError: the source cannot be read, its images do not have the shape that
             ``data.image`` states, or the disk is full.
     """
-    root = data_root(settings)
+    root = None if settings.root is None else own_path(settings.root, "presets.<name>.data.root")
     with replacing(folder) as temporary:
         temporary.mkdir()
         writer = DatasetWriter(temporary, settings.image, settings.source)
