@@ -36,12 +36,7 @@ def main(
     models: Path,
     reconstructions: Path,
     curves: Path,
-    metrics: Path,
-    reasons: Path,
-    errors: Path,
-    tables: Path,
-    figures: Path,
-    page: Path,
+    **written: Path,
 ) -> None:
     """Evaluate."""
     config = load_config(params)
@@ -51,14 +46,13 @@ def main(
     model = ScoreVAE.load(models, sampling=config.sampling, batch=batch)
     vae = VAEBaseline(load_vae(models / "vae.safetensors"), batch=batch)
     subject = Subject(config, model, vae, train, test, reconstructions)
-    outputs = evaluation.Outputs(metrics, reasons, errors, tables, figures, page)
+    outputs = evaluation.Outputs(**written)
     with track("evaluate", config) as tracker:
         compared, numbers = evaluation.evaluate(
             subject, outputs, lpips=models / "lpips", curves=curves, params=params,
             report_part=lambda part: click.echo(f"evaluate: {part}"),
         )  # fmt: skip
-        files = [*sorted(figures.glob("*.png")), metrics, errors, page]
-        tracker.headline(evaluation.headline(numbers), files)
+        tracker.headline(evaluation.headline(numbers), outputs.artifacts())
     click.echo(evaluation.table(compared))
 
 

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "src" / "scorevae"
 LAYERS = [
     {"errors", "randomness", "progress"},
     {"files", "interruption", "memory"},
+    {"pretrained"},
     {"config"},
     {"gaussian", "sde", "state"},
     {"checkpoint", "score"},
@@ -43,7 +44,7 @@ LAYERS = [
     {"latent_figures", "sources.celeba", "sources.official"},
     {"sources.prepare"},
     {"model"},
-    {"study"},
+    {"reconstruct", "study"},
     {"analysis"},
     {"sections"},
     {"evaluation", "experiment"},

@@ -89,6 +89,10 @@ class Outputs(NamedTuple):
     figures: Path
     page: Path
 
+    def artifacts(self) -> list[Path]:
+        """What goes with the run's headline into MLflow."""
+        return [*sorted(self.figures.glob("*.png")), self.metrics, self.errors, self.page]
+
 
 def evaluate(
     subject: Subject,
