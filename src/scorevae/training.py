@@ -156,7 +156,7 @@ def fit(
             norm = accelerator.clip_grad_norm_(module.parameters(), settings.clip)
             # of all processes, so that they skip together
             loss = accelerator.reduce(losses["loss"].detach(), "mean")
-            if torch.isfinite(norm) and torch.isfinite(loss):
+            if torch.stack([norm, loss]).isfinite().all():  # the step's one wait for the device
                 optimizer.step()
                 averaged.update_parameters(module)
                 skipped = 0
