@@ -22,14 +22,7 @@ import torch
 import yaml
 from common import ROOT
 
-STAGES = (
-    "download",
-    "train_prior",
-    "train_vae_baseline",
-    "train_encoder",
-    "reconstruct",
-    "evaluate",
-)
+STAGES = tuple(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 # Share of the minutes, and where the settings of the training lie in the preset.
 TRAININGS = {
     "prior": (0.5, ("prior",)),

@@ -93,3 +93,13 @@ def dvc_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is the DVC repository: tracking puts its lock and its artifacts there."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to create."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path

@@ -66,11 +66,11 @@ def l2_distances(originals: Images, reconstructions: Images) -> Tensor:
 """
 
 
-def test_checkout_elsewhere_reuses_the_cache(tmp_path: Path) -> None:
+def test_checkout_elsewhere_reuses_the_cache(tmp_path: Path, empty_database: Path) -> None:
     """Catches anything of a path in commands, parameters or outputs, which would train anew."""
     outputs = []
     for name in ("first", "second"):
-        clone = make_clone(tmp_path / name)
+        clone = make_clone(tmp_path / name, empty_database)
         clone.run("dvc", "config", "--local", "cache.dir", str(tmp_path / "cache"))
         outputs.append(stages_run(clone.run("dvc", "repro", "train_prior")))
     assert outputs == [["download", "train_prior"], []]

@@ -74,20 +74,22 @@ class Workplace:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """Data and weights of all networks."""
-    place = Workplace(tmp_path_factory.mktemp("trained"))
+def reconstructed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Workplace:
+    """Data, weights of all networks, and reconstructions."""
+    place = Workplace(tmp_path_factory.mktemp("reconstructed"))
+    shutil.copy(empty_database, place.folder / "mlflow.db")
     place.set()
-    for stage in ("download", "train_prior", "train_vae_baseline", "train_encoder"):
+    trainings = ("train_prior", "train_vae_baseline", "train_encoder")
+    for stage in ("download", *trainings, "reconstruct"):
         done = place.run(stage)
         assert done.returncode == 0, done.stderr
     return place
 
 
 @pytest.fixture
-def place(trained: Workplace, tmp_path: Path) -> Workplace:
+def place(reconstructed: Workplace, tmp_path: Path) -> Workplace:
     """A copy of it for one test."""
-    shutil.copytree(trained.folder, tmp_path / "work")
+    shutil.copytree(reconstructed.folder, tmp_path / "work")
     return Workplace(tmp_path / "work")
 
 
@@ -132,6 +134,7 @@ def test_reconstruct_goes_on_after_the_last_batch(
 ) -> None:
     """Catches batches drawn anew, and other images than those of an uninterrupted run."""
     place.set(**{"reconstruct.batch": 20, "protocols.default.steps": 20})
+    shutil.rmtree(place.folder / "results/reconstructions")
     attempt = place.start("reconstruct")
     kept = place.wait_for("state/reconstruct/*/0-20.npy", attempt)
     attempt.send_signal(number)
@@ -165,8 +168,6 @@ def test_reconstruct_goes_on_after_the_last_batch(
 )
 def test_full_disk(place: Workplace, stage: str, size: int, file: str) -> None:
     """Catches a traceback, a half file, and a result lost although the disk has space again."""
-    place.set()
-    assert place.run("reconstruct").returncode == 0
     before = place.contents()
     message = error_of(place.run(stage, file_size=size))
     assert f"{file}: cannot be written (" in message

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,12 @@ CASES = [pytest.param(*case, marks=pytest.mark.slow) for case in ALWAYS] + [
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+def reference(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Clone:
     """A clone in which all trainings have run without interruption."""
     trainings = ("prior", "vae", "encoder", "encoder.warm_start")
     steps = {f"presets.digits.{name}.training.steps": STEPS for name in trainings}
     steps |= {f"presets.digits.{name}.training.validate_every": STEPS for name in trainings}
-    clone = make_clone(tmp_path_factory.mktemp("reference"))
+    clone = make_clone(tmp_path_factory.mktemp("reference"), empty_database)
     write_params(clone.folder / "params.yaml", tiny_params(**steps))
     clone.run("dvc", "repro", "train_encoder")
     clone.commit()
@@ -123,12 +124,16 @@ def test_killed_training_resumes_to_the_same_bits(
     command = (*MODES[mode], stage)
     attempt = Attempt(before, command)
     pid = attempt.trainer(before, stage)
+    os.kill(pid, signal.SIGSTOP)  # or it might end before a slow DVC has
     if target == "stage":
         os.kill(pid, number)
     elif number == signal.SIGINT:  # Ctrl-C reaches the whole group
         os.killpg(attempt.process.pid, number)
     else:
         attempt.process.send_signal(number)
+        attempt.process.wait()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
     first = attempt.output()
     while runs(pid):
         time.sleep(0.05)

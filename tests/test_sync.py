@@ -34,14 +34,6 @@ ROWS = {
 NUMBERS = {"scorevae": {"l2": 1.25, "lpips": None, "active_units": 3}, "vae": {"l2": 1 / 3}}
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to create."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def workspace(dvc_root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with parameters and the results of a whole pipeline, whose MLflow knows nothing."""

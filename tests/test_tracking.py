@@ -16,14 +16,6 @@ from scorevae.tracking import flatten, track
 pytestmark = pytest.mark.usefixtures("dvc_root")
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to create."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def client(empty_database: Path, dvc_root: Path) -> MlflowClient:
     """A look at this test's own database, which is where tracking writes by default."""
