@@ -52,7 +52,9 @@ clean:  ## remove the environment and caches; data, models and results stay
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	touch $@
 
+# Bytecode now: where PYTHONDONTWRITEBYTECODE is set (containers), every stage would compile anew.
 $(INSTALLED): .venv/uv requirements.lock pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+		--require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
