@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import EVALUATE, tiny_config, write_encoder, write_prior, write_vae
 
-from scorevae import analysis, evaluation, latents, report, sections
+from scorevae import analysis, evaluation, latents, sections
 from scorevae.analysis import NUMBERS, PARTS, TABLES, Analysis, Part, Subject, analyse
 from scorevae.data import Split, to_tensor
 from scorevae.likelihood import likelihood_bound
@@ -19,6 +19,8 @@ from scorevae.metrics import MetricUnavailable, l2_distances
 from scorevae.model import ScoreVAE, VAEBaseline
 from scorevae.networks.vae import load_vae
 from scorevae.reconstructions import save
+from scorevae.report.page import Number
+from scorevae.report.tables import METRICS
 
 LABELS = np.arange(64) % 2
 
@@ -210,12 +212,12 @@ def test_sections_show_every_number(tmp_path: Path, found: Analysis) -> None:
     shown = sections.sections(found, numbers, tmp_path)
     named = {*sections.BITS, *sections.CODES, *sections.USE, *sections.DISTANCES}
     assert {name for values in numbers.values() for name in values} <= named
-    assert named <= set(report.METRICS)
+    assert named <= set(METRICS)
     cells = [cell for s in shown for t in s.tables for row in t.rows for cell in row]
-    values = {cell.value for cell in cells if isinstance(cell, report.Number)}
+    values = {cell.value for cell in cells if isinstance(cell, Number)}
     for system in numbers.values():
         assert {value for value in system.values() if value is not None} <= values
-    reasons = {c.reason for c in cells if isinstance(c, report.Number) and c.value is None}
+    reasons = {c.reason for c in cells if isinstance(c, Number) and c.value is None}
     assert any("under the 32 that Inception needs" in reason for reason in reasons)
     titles = [card.label for card in sections.cards(numbers)]
     assert titles == ["Bits per dimension", "Linear probe on z"]

@@ -28,7 +28,15 @@ STAGES = [
 ]
 
 # Not listed under deps on purpose: they change no result (config's values are tracked as params).
-NOT_DEPENDENCIES = {"config", "errors", "interruption", "memory", "progress", "tracking"}
+NOT_DEPENDENCIES = {
+    "config",
+    "errors",
+    "interruption",
+    "memory",
+    "progress",
+    "tracking",
+    "yaml_file",
+}
 
 
 def imported(path: Path) -> set[Path]:

@@ -18,10 +18,27 @@ import yaml
 from PIL import Image
 from tiny import put, tiny_config, tiny_params, write_params
 
-from scorevae import report
 from scorevae.config import Config, load_config, parse
 from scorevae.errors import UserError
-from scorevae.report import Card, FigureFile, Label, Number, Provenance, Report, Section, Table
+from scorevae.report.assembly import assemble, figure_file
+from scorevae.report.comparison import NOT_COMPARABLE, comparison, headline
+from scorevae.report.findings import latents, likelihood, sample_quality, sampler_study
+from scorevae.report.page import (
+    Card,
+    FigureFile,
+    Label,
+    Number,
+    Provenance,
+    Report,
+    Section,
+    Table,
+    render,
+    without_paths,
+    write,
+)
+from scorevae.report.provenance import hardware, parameters, provenance
+from scorevae.report.tables import systems_table
+from scorevae.report.training import duration, read_phases
 
 ROOT = Path(__file__).resolve().parents[1]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -97,7 +114,7 @@ def page(**changes) -> Page:
         "parameters": {},
         "provenance": ORIGIN,
     }
-    return Page(report.render(Report(**(parts | changes))))
+    return Page(render(Report(**(parts | changes))))
 
 
 def table_page(rows: list, columns: list[str] | None = None) -> Page:
@@ -141,9 +158,7 @@ def curves(tmp_path: Path) -> Path:
 def assembled(figures: Path, curves: Path, config: Config, **changes) -> Report:
     """The page of a run."""
     numbers = changes.pop("numbers", METRICS)
-    return report.assemble(
-        config, numbers, figures=figures, curves=curves, provenance=ORIGIN, **changes
-    )
+    return assemble(config, numbers, figures=figures, curves=curves, provenance=ORIGIN, **changes)
 
 
 # --- the whole page ---
@@ -155,7 +170,7 @@ def test_every_number_of_the_recorded_run(figures: Path, curves: Path) -> None:
     shared = list(recorded["vae"])  # the rest belongs to one system, and to other sections
     recorded = {s: {name: recorded[s][name] for name in shared} for s in ("scorevae", "vae")}
     config = load_config(ROOT / "params.yaml")
-    shown = Page(report.render(assembled(figures, curves, config, numbers=recorded)))
+    shown = Page(render(assembled(figures, curves, config, numbers=recorded)))
     rows = shown.rows("ScoreVAE and the VAE on the test images")
     assert shown.tables["ScoreVAE and the VAE on the test images"][0][1:] == ["ScoreVAE", "VAE"]
     metrics = list(recorded["scorevae"])
@@ -172,7 +187,7 @@ def test_every_number_of_the_recorded_run(figures: Path, curves: Path) -> None:
 
 def test_figures_are_embedded_in_their_size(figures: Path, curves: Path) -> None:
     """Catches a figure lost, drawn twice, of another's size, or altered."""
-    shown = Page(report.render(assembled(figures, curves, tiny_config()))).all("img")
+    shown = Page(render(assembled(figures, curves, tiny_config()))).all("img")
     expected = [figures / f"{n}.png" for n in ("comparison", "samples", "training_curves")]
     expected.append(figures / "of_mine.png")
     assert len(shown) == len(expected)
@@ -194,7 +209,7 @@ def test_figure_of_a_section_is_not_repeated(figures: Path, curves: Path) -> Non
 
 def test_nothing_from_elsewhere(figures: Path, curves: Path) -> None:
     """Catches a link, script, font or picture outside the page, and a style that CSP blocks."""
-    html = report.render(assembled(figures, curves, tiny_config()))
+    html = render(assembled(figures, curves, tiny_config()))
     shown = Page(html)
     assert not {"script", "iframe", "object", "base", "form"} & {tag for tag, _ in shown.elements}
     for _, attributes in shown.elements:
@@ -219,14 +234,14 @@ def test_same_input_same_bytes(tmp_path: Path, figures: Path, curves: Path) -> N
     """Catches a clock, an unordered set or a memory address in the page."""
     contents = set()
     for name in ("a.html", "b.html"):
-        report.write(tmp_path / name, assembled(figures, curves, tiny_config()))
+        write(tmp_path / name, assembled(figures, curves, tiny_config()))
         contents.add((tmp_path / name).read_bytes())
     assert len(contents) == 1
 
 
 def test_page_is_accessible(figures: Path, curves: Path) -> None:
     """Catches cells without scope, tables without caption, doubled ids and links to nowhere."""
-    shown = Page(report.render(assembled(figures, curves, tiny_config(), cards=[])))
+    shown = Page(render(assembled(figures, curves, tiny_config(), cards=[])))
     assert shown.all("html") == [{"lang": "en"}]
     for landmark in ("header", "nav", "main", "footer", "h1"):
         assert len(shown.all(landmark)) == 1
@@ -331,7 +346,7 @@ def test_reasons_by_name() -> None:
     """Catches a general reason that hides the particular one."""
     reasons = {"vae.a": "both", "a": "metric", "vae": "system"}
     numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}}
-    table = report.systems_table("T", numbers, reasons)
+    table = systems_table("T", numbers, reasons)
     found = [[cell.reason for cell in row[1:]] for row in table.rows]
     assert found == [["metric", "both"], ["", "system"]]
 
@@ -354,7 +369,7 @@ def test_the_better_one_stands_out(
 ) -> None:
     """Catches a direction exchanged, and emphasis where nothing was compared."""
     numbers = {name: {metric: v} for name, v in zip(("scorevae", "vae"), values, strict=True)}
-    (row,) = report.systems_table("T", numbers).rows
+    (row,) = systems_table("T", numbers).rows
     assert tuple(cell.best for cell in row[1:]) == best
     assert len(table_page([row]).all("strong")) == sum(best)
 
@@ -374,7 +389,7 @@ PAPER = {  # METHOD.md, section 5
 def test_the_papers_numbers_where_they_apply(preset: str) -> None:
     """Catches numbers of another data set, in another order, or where nothing is comparable."""
     numbers = {"scorevae": {"l2": 3.0, "paper_lpips": 0.1}, "vae": {"l2": 4.0, "paper_lpips": 0.2}}
-    section = report.comparison(tiny_config(preset=preset), numbers)
+    section = comparison(tiny_config(preset=preset), numbers)
     beside = [table for table in section.tables if table.columns[-1] == "Paper"]
     assert len(beside) == (preset in PAPER)
     if beside:
@@ -382,21 +397,21 @@ def test_the_papers_numbers_where_they_apply(preset: str) -> None:
         ours = ["3.0000", "4.0000", "0.1000", "0.2000", "0.75"]
         assert [row[1].text for row in beside[0].rows] == ours[-len(PAPER[preset]) :]
     comparable = preset in ("cifar10", "cifar10_resnet", "celeba64")
-    assert (report.NOT_COMPARABLE in section.notes) == (not comparable)
+    assert (NOT_COMPARABLE in section.notes) == (not comparable)
     assert any("stretched" in note for note in section.notes) == (preset == "celeba64")
 
 
 def test_ratio_needs_both() -> None:
     """Catches a division by what is not there."""
     for numbers in ({"scorevae": {"l2": 1.0}}, {"scorevae": {"l2": None}, "vae": {"l2": 1.0}}, {}):
-        assert report.headline(numbers)[0].number.why == "needs both L2"
-    ratio = report.headline({"scorevae": {"l2": 1.0}, "vae": {"l2": 8.0}})[0].number
+        assert headline(numbers)[0].number.why == "needs both L2"
+    ratio = headline({"scorevae": {"l2": 1.0}, "vae": {"l2": 8.0}})[0].number
     assert ratio.value == 0.125
 
 
 def test_training_table(figures: Path, curves: Path) -> None:
     """Catches seconds of another phase, a sum that forgets one, and a missing file that stops."""
-    shown = Page(report.render(assembled(figures, curves, tiny_config())))
+    shown = Page(render(assembled(figures, curves, tiny_config())))
     assert shown.rows("Trainings") == {
         "Prior": ["–1"] * 5,
         "VAE": ["100", "20.5", "205.0", "1.5000", "1.7500"],
@@ -415,7 +430,7 @@ def test_broken_curve_is_named(tmp_path: Path, content: str) -> None:
     """Catches a traceback in place of the file's name."""
     (tmp_path / "vae.csv").write_text(content)
     with pytest.raises(UserError, match=r"vae\.csv: not a training curve"):
-        report.read_phases(tmp_path / "vae.csv")
+        read_phases(tmp_path / "vae.csv")
 
 
 @pytest.mark.parametrize(
@@ -430,7 +445,7 @@ def test_broken_curve_is_named(tmp_path: Path, content: str) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     """Catches "60 s", and minutes above 59."""
-    assert report.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_records_become_rows() -> None:
@@ -439,7 +454,7 @@ def test_records_become_rows() -> None:
         {"sampler": "ddim", "evaluations": 20, "l2": 0.5, "lpips": None},
         {"sampler": "heun", "evaluations": 39, "l2": None},
     ]
-    section = report.sampler_study(records, reasons={"lpips": "8 pixels", "l2": "diverged"})
+    section = sampler_study(records, reasons={"lpips": "8 pixels", "l2": "diverged"})
     shown = page(sections=[section])
     assert list(shown.tables) == ["Samplers"]  # no guidance sweep, no table
     assert shown.rows("Samplers") == {
@@ -452,10 +467,10 @@ def test_records_become_rows() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: report.likelihood({}),
-        lambda: report.sampler_study([]),
-        lambda: report.latents({}),
-        lambda: report.sample_quality({}),
+        lambda: likelihood({}),
+        lambda: sampler_study([]),
+        lambda: latents({}),
+        lambda: sample_quality({}),
     ],
 )
 def test_part_that_was_switched_off_says_so(build) -> None:
@@ -465,12 +480,10 @@ def test_part_that_was_switched_off_says_so(build) -> None:
     assert section.notes == ["Nothing to show: this part was switched off in params.yaml."]
 
 
-@pytest.mark.parametrize(
-    "build", [report.likelihood, report.latents, report.sample_quality], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("build", [likelihood, latents, sample_quality], ids=lambda f: f.__name__)
 def test_section_of_systems(build, figures: Path) -> None:
     """Catches a section that drops its reasons, figures or notes."""
-    figure = report.figure_file(figures / "of_mine.png")
+    figure = figure_file(figures / "of_mine.png")
     numbers = {"scorevae": {"some_measure": 1.5}, "vae": {"some_measure": None}}
     section = build(numbers, reasons={"vae": "none"}, figures=[figure], notes=["Note"])
     shown = page(sections=[section])
@@ -507,7 +520,7 @@ def test_unreadable_figure_is_named(tmp_path: Path, content: bytes | None) -> No
 )
 def test_paths_of_the_machine_are_cut(text: str, shown: str) -> None:
     """Catches a home folder in a published page, and a fraction taken for a path."""
-    assert report.without_paths(text) == shown
+    assert without_paths(text) == shown
     body = page(summary=text, sections=[Section("S", notes=[text])]).text()
     assert body.count(shown) == 2
 
@@ -515,13 +528,13 @@ def test_paths_of_the_machine_are_cut(text: str, shown: str) -> None:
 def test_parameters_are_those_that_count() -> None:
     """Catches other presets on the page, Python's spelling, and a path of this machine."""
     names = {"presets.digits.data.root": "/home/someone", "presets.digits.lpips.trunk": "x.pth"}
-    shown = report.parameters(tiny_config(**names))
+    shown = parameters(tiny_config(**names))
     assert {name.split(".")[1] for name in shown if name.startswith("presets.")} == {"digits"}
     assert {name.split(".")[1] for name in shown if name.startswith("protocols.")} == {"default"}
     assert [shown[name] for name in names] == ["PATH", "PATH"]
     assert shown["presets.digits.test_images"] == "null"
     assert shown["presets.digits.flip"] == "false"
-    assert report.parameters(tiny_config())["presets.digits.data.root"] == "null"
+    assert parameters(tiny_config())["presets.digits.data.root"] == "null"
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -563,7 +576,7 @@ CHANGES = {
 def test_commands_give_the_same_run(repository: Path) -> None:
     """Catches a setting that the command forgets, cannot be read back, or need not name."""
     path = write_params(repository / "params.yaml", tiny_params(**CHANGES))
-    origin = report.provenance(load_config(path), path)
+    origin = provenance(load_config(path), path)
     assert origin.commit == git(repository, "rev-parse", "HEAD")
     assert origin.dirty is False  # the parameters are in the command
     assert origin.notes == ["PATH stands for files of your own."]
@@ -589,9 +602,9 @@ def test_local_changes_of_the_code(repository: Path) -> None:
     """Catches a commit that stands for code which it does not hold, new files included."""
     params = repository / "params.yaml"
     (repository / "results.txt").write_text("written by the run itself")
-    assert report.provenance(tiny_config(), params).dirty is False
+    assert provenance(tiny_config(), params).dirty is False
     (repository / "src/new.py").touch()
-    origin = report.provenance(tiny_config(), params)
+    origin = provenance(tiny_config(), params)
     assert origin.dirty is True
     assert origin.notes == ["The code had local changes: the commit alone may give other numbers."]
     assert f"{origin.commit} with local changes" in page(provenance=origin).text("dd")
@@ -602,7 +615,7 @@ def test_preset_that_the_commit_lacks(repository: Path) -> None:
     tree = tiny_params(preset="mine")
     tree["presets"]["mine"] = tree["presets"]["digits"]
     path = write_params(repository / "params.yaml", tree)
-    origin = report.provenance(load_config(path), path)
+    origin = provenance(load_config(path), path)
     assert origin.notes == [
         "The commit lacks some of the parameters below: add them to params.yaml."
     ]
@@ -615,7 +628,7 @@ def test_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "plain"
     folder.mkdir()
     path = write_params(folder / "params.yaml", tiny_params())
-    origin = report.provenance(load_config(path), path)
+    origin = provenance(load_config(path), path)
     assert (origin.commit, origin.dirty) == ("unknown", False)
     assert origin.notes == ["The run was not in a Git repository: no commit is known."]
     assert not any("checkout" in line for line in origin.commands)
@@ -627,7 +640,7 @@ def test_hardware_names_the_machine_and_not_its_owner(monkeypatch: pytest.Monkey
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
     sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**21}
     monkeypatch.setattr("os.sysconf", lambda name: sizes[name])
-    found = report.hardware()
+    found = hardware()
     assert found["GPU"] == "GPU 0, GPU 1"
     assert found["Memory"] == "8 GiB"
     assert found["Python"] == ".".join(map(str, sys.version_info[:3]))

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image, ImageDraw
 from tiny import tiny_config
 
-from scorevae import report
-from scorevae.report import Card, FigureFile, Number, Provenance, Section, Table
+from scorevae.report.assembly import assemble
+from scorevae.report.page import Card, FigureFile, Number, Provenance, Section, Table, render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         "Study", LONG, [table], [FigureFile(folder / "wide.png", LONG, "wide")], [f"note {LONG}"]
     )
     origin = Provenance("0" * 40, True, {"GPU": LONG}, [f"dvc exp run -S {LONG}"], ["a note"])
-    built = report.assemble(
+    built = assemble(
         tiny_config(),
         {"scorevae": metrics, "vae": metrics},
         figures=folder,
@@ -90,7 +90,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         cards=[Card(LONG, Number(1234567.8901, 4), LONG)],
         sections=[section],
     )
-    return report.render(built).replace("<details>", "<details open>")
+    return render(built).replace("<details>", "<details open>")
 
 
 def browse(folder: Path, address: str, *options: str) -> str:

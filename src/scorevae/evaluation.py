@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from scorevae import figures, report
+from scorevae import figures
 from scorevae.analysis import Analysis, Numbers, Subject, analyse
 from scorevae.config import Config, EvaluateConfig
 from scorevae.data import Labels, Split
@@ -26,10 +26,12 @@ from scorevae.metrics import (
 from scorevae.model import default_device
 from scorevae.perceptual import PAPER_NET, LPIPSUnavailable, load_lpips
 from scorevae.reconstructions import Reconstructions
+from scorevae.report.assembly import CURVES, assemble
+from scorevae.report.page import write
+from scorevae.report.provenance import provenance
 from scorevae.sections import cards, sections
 
 Images = Float[Tensor, "batch channel height width"]
-CURVES = ("prior", "vae", "encoder")
 TITLES = {"scorevae": "ScoreVAE", "vae": "VAE"}
 
 
@@ -126,18 +128,18 @@ def evaluate(
     write_tables(outputs.tables, analysis)
     write_reasons(outputs.reasons, missing | analysis.reasons)
     write_metrics(outputs.metrics, numbers)
-    page = report.assemble(
+    page = assemble(
         config,
         compared,
         figures=outputs.figures,
         curves=curves,
-        provenance=report.provenance(config, params),
+        provenance=provenance(config, params),
         images=len(subject.originals),
         reasons=missing,
         cards=cards(numbers),
         sections=sections(analysis, numbers, outputs.figures),
     )
-    report.write(outputs.page, page)
+    write(outputs.page, page)
     return compared, numbers
 
 

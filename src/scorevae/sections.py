@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scorevae import report
 from scorevae.analysis import NUMBERS, Analysis, Numbers, Rows, Value
+from scorevae.report import findings
+from scorevae.report.assembly import find_figures
+from scorevae.report.page import Card, FigureFile, Number, Section
+from scorevae.report.training import timings
 
 TERMS = ("bits_reconstruction", "bits_prior_matching", "bits_diffusion", "bits_rate")
 BITS = (
@@ -18,7 +21,7 @@ USE = (
 DISTANCES = ("classifier_fd", "classifier_kd", "fid", "kid")
 
 
-def sections(analysis: Analysis, numbers: Numbers, figures: Path) -> list[report.Section]:
+def sections(analysis: Analysis, numbers: Numbers, figures: Path) -> list[Section]:
     """Likelihood, samplers and guidance, latents, sample quality, costs.
 
     Args:
@@ -27,23 +30,23 @@ def sections(analysis: Analysis, numbers: Numbers, figures: Path) -> list[report
         figures: the folder in which the figures were written.
     """
 
-    def drawn(*names: str) -> list[report.FigureFile]:
-        return report.find_figures(figures, *names)
+    def drawn(*names: str) -> list[FigureFile]:
+        return find_figures(figures, *names)
 
     return [
-        report.likelihood(
+        findings.likelihood(
             _chosen(numbers, BITS),
             reasons=_reasons(analysis, "likelihood"),
             figures=drawn("integrand"),
             notes=_notes(analysis, "likelihood"),
         ),
-        report.sampler_study(
+        findings.sampler_study(
             _named(analysis, "samplers", lambda row: f"{row['sampler']}, {row['grid']}"),
             _named(analysis, "guidance", lambda row: f"γ = {row['guidance']:g}"),
             figures=drawn("samplers", "guidance"),
             notes=_notes(analysis, "samplers", "guidance"),
         ),
-        report.latents(
+        findings.latents(
             _chosen(numbers, (*CODES, *USE)),
             reasons=_reasons(analysis, "probes", "draws", "shuffled"),
             figures=drawn("latent_costs", "embedding", "probe_over_time", "edits", "draws",
@@ -51,28 +54,28 @@ def sections(analysis: Analysis, numbers: Numbers, figures: Path) -> list[report
             notes=_notes(analysis, "probes", "embedding", "interpolations", "edits", "draws",
                          "shuffled"),
         ),
-        report.sample_quality(
+        findings.sample_quality(
             _chosen(numbers, DISTANCES),
             reasons=_reasons(analysis, "classifier_distances", "inception_distances"),
             notes=_notes(analysis, "classifier_distances", "inception_distances"),
         ),
-        report.Section("Costs", tables=[report.timings(dict(analysis.seconds))]),
+        Section("Costs", tables=[timings(dict(analysis.seconds))]),
     ]  # fmt: skip
 
 
-def cards(numbers: Numbers) -> list[report.Card]:
+def cards(numbers: Numbers) -> list[Card]:
     """Headline numbers beyond the comparison's, where they were computed."""
     bits = numbers.get("scorevae", {}).get("bits_per_dim")
     alone = numbers.get("prior", {}).get("bits_per_dim")
     found = []
     if bits is not None and alone is not None:
-        number = report.Number(bits, 2)
-        found.append(report.Card("Bits per dimension", number, f"bound; the prior's {alone:.2f}"))
+        number = Number(bits, 2)
+        found.append(Card("Bits per dimension", number, f"bound; the prior's {alone:.2f}"))
     probe = numbers.get("scorevae", {}).get("linear_probe")
     if probe is not None:
         vae = numbers.get("vae", {}).get("linear_probe")
         detail = "accuracy" if vae is None else f"accuracy; the VAE's z {vae:.3f}"
-        found.append(report.Card("Linear probe on z", report.Number(probe, 3), detail))
+        found.append(Card("Linear probe on z", Number(probe, 3), detail))
     return found
 
 
