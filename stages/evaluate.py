@@ -10,7 +10,7 @@ import click
 from scorevae import evaluation
 from scorevae.analysis import Subject
 from scorevae.config import load_config
-from scorevae.data import load_split
+from scorevae.data import class_names, load_split
 from scorevae.model import ScoreVAE, VAEBaseline
 from scorevae.networks.vae import load_vae
 from scorevae.tracking import track
@@ -45,7 +45,7 @@ def main(
     test = load_split(data, "test", image, config.selected.test_images)
     model = ScoreVAE.load(models, sampling=config.sampling, batch=batch)
     vae = VAEBaseline(load_vae(models / "vae.safetensors"), batch=batch)
-    subject = Subject(config, model, vae, train, test, reconstructions)
+    subject = Subject(config, model, vae, train, test, reconstructions, class_names(data))
     outputs = evaluation.Outputs(**written)
     with track("evaluate", config) as tracker:
         compared, numbers = evaluation.evaluate(

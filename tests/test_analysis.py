@@ -37,7 +37,7 @@ def subject(folder: Path, labels: np.ndarray | None = LABELS, **overrides: Any) 
     train, test = (
         Split(rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8), labels) for _ in range(2)
     )
-    found = Subject(config, model, vae, train, test, folder)
+    found = Subject(config, model, vae, train, test, folder, {0: "neutral", 1: "smile"})
     originals = found.originals
     reconstructed = vae.reconstruct(originals)
     save(folder, "vae", reconstructed)
@@ -104,6 +104,15 @@ def test_studies_use_the_first_images(usual: Subject, found: Analysis) -> None:
     assert row["l2"] == pytest.approx(expected, rel=1e-4)
     names = {row["sampler"] for row in found.parts["samplers"].tables["samplers"]}
     assert len(names) == 6
+
+
+def test_classes_go_by_their_names(found: Analysis) -> None:
+    """Catches legends that say 0 and 1 although the data set knows what they are."""
+    (axis,) = found.parts["embedding"].figures["embedding"].axes
+    legend = axis.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["neutral", "smile"]
+    title = found.parts["edits"].figures["edits"].get_suptitle()
+    assert title == "z moved along E[z|smile] − E[z|neutral]"
 
 
 def test_probes_know_their_code(usual: Subject, found: Analysis) -> None:

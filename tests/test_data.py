@@ -9,7 +9,14 @@ import torch
 
 from scorevae import data
 from scorevae.config import ImageConfig
-from scorevae.data import batches, default_workers, load_split, to_tensor, to_unit_range
+from scorevae.data import (
+    batches,
+    class_names,
+    default_workers,
+    load_split,
+    to_tensor,
+    to_unit_range,
+)
 from scorevae.errors import UserError
 
 IMAGE = ImageConfig(channels=1, size=8)
@@ -339,3 +346,19 @@ def test_gpu_gets_the_same_numbers(monkeypatch: pytest.MonkeyPatch, free: int | 
         assert images.device.type == "cuda"
         # Division by 127.5 may be a multiplication there: one unit in the last place below 2.
         assert (images.cpu() - here(step)).abs().max() <= 2**-23
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ('{"classes": ["cat", "dog"]}', {0: "cat", 1: "dog"}),
+        ("{}", {}),  # CelebA's attributes
+        ("{", {}),
+        (None, {}),
+    ],
+)
+def test_class_names(tmp_path: Path, meta: str | None, expected: dict[int, str]) -> None:
+    """Catches an evaluation that fails for want of a legend."""
+    if meta is not None:
+        (tmp_path / "meta.json").write_text(meta)
+    assert class_names(tmp_path) == expected

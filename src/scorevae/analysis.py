@@ -6,7 +6,7 @@ Each part is a function of a :class:`Subject` that returns a :class:`Part`: numb
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,7 @@ class Subject:
     train: Split
     test: Split  # the evaluated images
     reconstructions: Path  # of the stage reconstruct
+    names: Mapping[int, str] = field(default_factory=dict)  # of the classes
 
     @cached_property
     def originals(self) -> Images:
@@ -246,7 +247,8 @@ def embedding(subject: Subject) -> Part:
     labels = subject.test.labels
     colours = None if labels is None else latents.label_column(labels[:count])
     title = "t-SNE of z" if labels is None else "t-SNE of z, coloured by label"
-    return Part(figures={"embedding": latent_figures.embedding(points, colours, title)})
+    figure = latent_figures.embedding(points, colours, title, subject.names)
+    return Part(figures={"embedding": figure})
 
 
 def interpolations(subject: Subject) -> Part:
@@ -286,7 +288,11 @@ def edits(subject: Subject) -> Part:
     table: Rows = [{"strength": s, "share_of_target": share} for s, share in pairs]
     shown = _both_ends(len(rows))
     figure = latent_figures.edits(
-        subject.originals[rows][shown], edited[shown], settings.strengths, direction
+        subject.originals[rows][shown],
+        edited[shown],
+        settings.strengths,
+        direction,
+        subject.names,
     )
     return Part({}, {"edits": table}, {"edits": figure})
 

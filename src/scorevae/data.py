@@ -5,6 +5,7 @@ A prepared data set is a folder with ``{train,test}_images.npy`` (uint8, N×H×W
 the source has no labels) and ``meta.json``. :mod:`scorevae.sources` writes it.
 """
 
+import json
 import os
 import signal
 import weakref
@@ -58,6 +59,15 @@ def load_split(
     labels_path = folder / f"{split}_labels.npy"
     labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
     return Split(images[:limit], labels if labels is None else labels[:limit])
+
+
+def class_names(folder: Path) -> dict[int, str]:
+    """What the labels of a prepared data set are called, for legends; empty where unknown."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # written by hand, or not at all
+        return {}
+    return dict(enumerate(meta.get("classes", [])))
 
 
 def check_shape(images: np.ndarray, image: ImageConfig, origin: str) -> None:
