@@ -204,6 +204,8 @@ def test_absent_trunk_is_named(tmp_path: Path) -> None:
     """Catches a wrong path that is answered by a download, or by null."""
     with pytest.raises(UserError, match=r"lpips.trunk: 'nowhere.pth' does not exist"):
         prepare_trunks(squeeze(trunk="nowhere.pth"), 32, tmp_path / "lpips")
+    with pytest.raises(UserError, match=r"lpips.trunk: .* is no file; name one, or null"):
+        prepare_trunks(squeeze(trunk=str(tmp_path)), 32, tmp_path / "lpips")
     assert not (tmp_path / "lpips").exists()
 
 

@@ -250,6 +250,8 @@ def test_own_weights_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     own = tmp_path / "own.pth"
     with pytest.raises(UserError, match="evaluate.quality.inception: .*own.pth' does not exist"):
         quality.locate_inception(str(own), 32)
+    with pytest.raises(UserError, match="inception: .* is no file; name one, or null"):
+        quality.locate_inception(str(tmp_path), 32)
     own.write_bytes(b"")
     assert quality.locate_inception(str(own), 32) == own
     kept = tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"

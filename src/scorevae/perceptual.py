@@ -18,8 +18,14 @@ from torchvision import models
 
 from scorevae.config import LPIPSConfig, LPIPSNet
 from scorevae.errors import UserError
-from scorevae.files import own_path, replacing
-from scorevae.pretrained import WeightsFile, check_digest, kept_or_downloaded, weights_file
+from scorevae.files import replacing
+from scorevae.pretrained import (
+    WeightsFile,
+    check_digest,
+    kept_or_downloaded,
+    own_file,
+    weights_file,
+)
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -82,7 +88,7 @@ def _check_size(size: int) -> None:
 def _locate(net: LPIPSNet, own: str | None) -> Path:
     """The user's file, else the one in TORCH_HOME, else a fresh download there."""
     if own is not None:
-        return own_path(own, "presets.<name>.lpips.trunk")
+        return own_file(own, "presets.<name>.lpips.trunk")
     file = trunk_file(net)
     try:
         return kept_or_downloaded(file)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch.hub import download_url_to_file, get_dir
 
 from scorevae.errors import UserError
-from scorevae.files import sha256
+from scorevae.files import own_path, sha256
 
 
 class WeightsFile(NamedTuple):
@@ -21,6 +21,18 @@ def weights_file(url: str) -> WeightsFile:
     """The file at an address whose name ends with the checksum's beginning, as torch.hub's do."""
     name = url.rpartition("/")[2]
     return WeightsFile(url, name, Path(name).stem.rpartition("-")[2])
+
+
+def own_file(name: str, key: str) -> Path:
+    """The user's file of weights, see :func:`scorevae.files.own_path`.
+
+    Raises:
+        UserError: there is nothing at that path, or a folder; ``key`` is named.
+    """
+    path = own_path(name, key)
+    if not path.is_file():
+        raise UserError(f"{key}: {name!r} is no file; name one, or null")
+    return path
 
 
 def kept_or_downloaded(file: WeightsFile) -> Path:

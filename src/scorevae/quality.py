@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from scorevae.data import Labels, Split, to_tensor, to_unit_range
-from scorevae.files import own_path
 from scorevae.metrics import MetricUnavailable
-from scorevae.pretrained import check_digest, kept_or_downloaded, weights_file
+from scorevae.pretrained import check_digest, kept_or_downloaded, own_file, weights_file
 from scorevae.randomness import derive_seed, global_seed
 
 Images = Float[Tensor, "_ channel height width"]  # sets of any size side by side
@@ -126,7 +125,7 @@ def locate_inception(own: str | None, size: int) -> Path:
             f"fid and kid: images of {size} pixels are under the {SMALLEST} that Inception needs"
         )
     if own is not None:
-        return own_path(own, "evaluate.quality.inception")
+        return own_file(own, "evaluate.quality.inception")
     try:
         return kept_or_downloaded(INCEPTION)
     except (OSError, RuntimeError) as error:
