@@ -480,7 +480,9 @@ def test_part_that_was_switched_off_says_so(build) -> None:
     assert section.notes == ["Nothing to show: this part was switched off in params.yaml."]
 
 
-@pytest.mark.parametrize("build", [likelihood, latents, sample_quality], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "build", [likelihood, latents, sample_quality], ids=["likelihood", "latents", "sample_quality"]
+)
 def test_section_of_systems(build, figures: Path) -> None:
     """Catches a section that drops its reasons, figures or notes."""
     figure = figure_file(figures / "of_mine.png")

@@ -54,7 +54,7 @@ class Subject:
     train: Split
     test: Split  # the evaluated images
     reconstructions: Path  # of the stage reconstruct
-    names: Mapping[int, str] = field(default_factory=dict)  # of the classes
+    names: Mapping[int, str]  # of the classes
 
     @cached_property
     def originals(self) -> Images:

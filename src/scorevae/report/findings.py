@@ -1,26 +1,57 @@
 """Sections of what the paper does not show: likelihood, samplers, latents, sample quality."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from scorevae.report.page import FigureFile, Section, Table, Value, Values
 from scorevae.report.tables import records_table, systems_table
 
 
-def likelihood(
+class Topic(NamedTuple):
+    """What a section with one table of systems is about."""
+
+    title: str
+    text: str
+    caption: str
+
+
+LIKELIHOOD = Topic(
+    "Likelihood",
+    "A lower bound on ln p(x) of the test images, as bits per dimension (lower is better), "
+    "with the terms that add up to it and the standard error of the estimate. β is 1 here, "
+    "whatever β trained the encoder. The prior's own bound comes from the same estimator.",
+    "Likelihood bound and its terms",
+)
+LATENTS = Topic(
+    "Latents",
+    "How much of the labels a simple classifier reads from z, beside the pixels and the VAE's "
+    "z; and what moving through z does to the image.",
+    "What the code tells of the labels",
+)
+SAMPLE_QUALITY = Topic(
+    "Sample quality",
+    "How far the distribution of samples is from that of the test images; lower is better.",
+    "Distances from the test images",
+)
+
+
+def finding(
+    topic: Topic,
     numbers: Mapping[str, Values],
     *,
     reasons: Mapping[str, str] | None = None,
     figures: Sequence[FigureFile] = (),
     notes: Sequence[str] = (),
 ) -> Section:
-    """The bound on ln p(x) and its terms: system -> term -> value."""
-    text = (
-        "A lower bound on ln p(x) of the test images, as bits per dimension (lower is better), "
-        "with the terms that add up to it and the standard error of the estimate. β is 1 here, "
-        "whatever β trained the encoder. The prior's own bound comes from the same estimator."
-    )
-    tables = [systems_table("Likelihood bound and its terms", numbers, reasons)]
-    return _section("Likelihood", text, tables, figures, notes)
+    """The numbers of a topic, system -> metric -> value; warnings go to ``notes``."""
+    tables = [systems_table(topic.caption, numbers, reasons)]
+    return _section(topic.title, topic.text, tables, figures, notes)
+
+
+likelihood = partial(finding, LIKELIHOOD)
+latents = partial(finding, LATENTS)
+sample_quality = partial(finding, SAMPLE_QUALITY)
 
 
 def sampler_study(
@@ -42,35 +73,6 @@ def sampler_study(
         records_table("Guidance", guidance, reasons),
     ]
     return _section("Samplers and guidance", text, tables, figures, notes)
-
-
-def latents(
-    numbers: Mapping[str, Values],
-    *,
-    reasons: Mapping[str, str] | None = None,
-    figures: Sequence[FigureFile] = (),
-    notes: Sequence[str] = (),
-) -> Section:
-    """What z knows: representation -> measure -> value; warnings (z ignored) go to ``notes``."""
-    text = (
-        "How much of the labels a simple classifier reads from z, beside the pixels and the VAE's "
-        "z; and what moving through z does to the image."
-    )
-    tables = [systems_table("What the code tells of the labels", numbers, reasons)]
-    return _section("Latents", text, tables, figures, notes)
-
-
-def sample_quality(
-    numbers: Mapping[str, Values],
-    *,
-    reasons: Mapping[str, str] | None = None,
-    figures: Sequence[FigureFile] = (),
-    notes: Sequence[str] = (),
-) -> Section:
-    """Distances between samples and test images: kind of sample -> distance -> value."""
-    text = "How far the distribution of samples is from that of the test images; lower is better."
-    tables = [systems_table("Distances from the test images", numbers, reasons)]
-    return _section("Sample quality", text, tables, figures, notes)
 
 
 def _section(
