@@ -1,17 +1,45 @@
 """When a long computation is asked to stop: signals, and the loss of the DVC that started it."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from scorevae.errors import UserError
+import psutil
 
-_PARENT = os.getppid()  # at import, which is early, so that a parent lost since is noticed
+from scorevae.errors import UserError
 
 
 class Interrupted(UserError):
     """Stopped from outside, with everything saved that it takes to go on."""
+
+
+def links_to_dvc() -> list[tuple[psutil.Process, int]]:
+    """This process and its ancestors below DVC, each with its parent's pid; [] without DVC.
+
+    They are those whose environment has DVC_STAGE. Usually this process alone: DVC starts a
+    command through ``$SHELL``, which mostly puts the command in its own place. ``/bin/sh``, taken
+    where SHELL is unset (containers, services), stays in between on Debian.
+    """
+    links = []
+    process: psutil.Process | None = psutil.Process()
+    try:
+        while process is not None and "DVC_STAGE" in process.environ():
+            links.append((process, process.ppid()))
+            process = process.parent()
+    except psutil.Error:  # of another user, or ended meanwhile
+        pass
+    return links
+
+
+def _broken(links: list[tuple[psutil.Process, int]]) -> bool:
+    """Whether one of the processes has lost its parent: who has, is given to another at once."""
+    try:
+        return any(process.ppid() != parent for process, parent in links)
+    except psutil.NoSuchProcess:
+        return True
+
+
+_LINKS = links_to_dvc()  # at import, which is early, so that a parent lost since is noticed
 
 
 @contextmanager
@@ -20,8 +48,7 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
 
     A stage that outlives its ``dvc`` would finish for nothing: the next ``dvc repro`` does not
     know of it, removes what it wrote and begins again. So it stops, saved, when its parent has
-    gone; but only under DVC (which sets DVC_STAGE), since ``nohup`` and the like are meant to be
-    left by their parents.
+    gone; but only under DVC, since ``nohup`` and the like are meant to be left by their parents.
     """
     received: list[int] = []
     handled = (signal.SIGTERM, signal.SIGINT)
@@ -29,9 +56,7 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
     def reason() -> str | None:
         if received:
             return signal.Signals(received[0]).name
-        if "DVC_STAGE" in os.environ and os.getppid() != _PARENT:
-            return "the end of dvc"
-        return None
+        return "the end of dvc" if _broken(_LINKS) else None
 
     try:
         before = {
