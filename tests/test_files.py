@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scorevae.errors import UserError
-from scorevae.files import own_path, replacing, sha256
+from scorevae.files import lasting_folder, own_path, replacing, sha256
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -171,3 +171,22 @@ def test_impossible_path(name: str) -> None:
     """Catches the operating system's exception on a name that no file can have."""
     with pytest.raises(UserError, match=r"some\.key: .* is no path \(.*\); correct it"):
         own_path(name, "some.key")
+
+
+def test_lasting_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches what must outlive a run put into the copy that `dvc exp run --temp` removes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("LASTING", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert lasting_folder("LASTING", ".state") == tmp_path / ".state"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "dvc"))
+    expected = {
+        "": "dvc/.state",
+        "state": "dvc/state",
+        "~/state": "home/state",
+        str(tmp_path / "a" / ".." / "b"): "b",
+    }
+    for value, folder in expected.items():
+        monkeypatch.setenv("LASTING", value)
+        assert lasting_folder("LASTING", ".state") == tmp_path / folder

@@ -14,6 +14,16 @@ from scorevae.errors import UserError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def lasting_folder(variable: str, default: str) -> Path:
+    """The folder that an environment variable names, else ``default``: for what outlives a run.
+
+    Relative ones start at the DVC repository, or at the current folder without DVC. ``dvc exp run
+    --temp`` works in a copy that it removes, and sees the repository itself as DVC_ROOT.
+    """
+    base = Path(os.environ.get("DVC_ROOT") or ".")
+    return (base / Path(os.environ.get(variable) or default).expanduser()).resolve()
+
+
 def is_disk_full(error: OSError) -> bool:
     """Whether a write failed for lack of space; NumPy then gives a text and no number."""
     return error.errno in DISK_FULL or bool(re.search(r"\d requested and \d+ written", str(error)))

@@ -1,6 +1,5 @@
 """Official files: those that the user has, else those that are fetched; always checked."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +7,17 @@ from gdown.exceptions import DownloadError
 from torchvision.datasets.utils import calculate_md5
 
 from scorevae.errors import UserError
-from scorevae.files import is_disk_full
+from scorevae.files import is_disk_full, lasting_folder
 from scorevae.sources.trees import folders
 
 
 def downloads_folder() -> Path:
-    """``SCOREVAE_DOWNLOADS``, else ``.downloads`` in the DVC repository or the current folder.
+    """``SCOREVAE_DOWNLOADS``, else ``.downloads``, see :func:`scorevae.files.lasting_folder`.
 
     Outside of the stage's output, which is replaced as a whole: a file that came through once is
     not fetched again.
     """
-    default = Path(os.environ.get("DVC_ROOT", ".")) / ".downloads"
-    return Path(os.environ.get("SCOREVAE_DOWNLOADS", default)).resolve()
+    return lasting_folder("SCOREVAE_DOWNLOADS", ".downloads")
 
 
 def find(root: Path, name: str) -> Path | None:
