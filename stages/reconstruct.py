@@ -17,7 +17,7 @@ from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.reconstruct import reconstruct
 from scorevae.reconstructions import save
-from scorevae.state import resumable, state_key
+from scorevae.state import code_of, resumable, state_key
 from scorevae.tracking import track
 
 PATH = click.Path(path_type=Path)
@@ -41,7 +41,8 @@ def main(
     prior, encoder = load_prior(prior_path), load_encoder(encoder_path)
     model = ScoreVAE(prior, encoder, sampling=sampling, batch=settings.batch)
     vae = VAEBaseline(load_vae(vae_path), batch=settings.batch)
-    key = state_key([config.seed, settings, sampling, len(images)], [data, *weights])
+    inputs = [data, *weights, *code_of("reconstruct")]
+    key = state_key([config.seed, settings, sampling, len(images)], inputs)
     remedy = f"lower reconstruct.batch ({settings.batch})"
     with track("reconstruct", config) as tracker, resumable("reconstruct", key) as state:
         for path in weights:
@@ -52,7 +53,6 @@ def main(
             temporary.mkdir()
             for name, reconstructions in both.items():
                 save(temporary, name, reconstructions)
-        state.discard()
 
 
 if __name__ == "__main__":

@@ -66,24 +66,31 @@ def cached_weights(clone: Clone, stage: str) -> Path:
     return Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}")
 
 
-@pytest.fixture
-def before(reference: Clone, tmp_path: Path, request: pytest.FixtureRequest) -> Clone:
+def without(reference: Clone, folder: Path, stage: str) -> Clone:
     """A copy of the reference in which the stage in question, and what follows, never ran."""
-    stage = request.node.callspec.params["stage"]
-    shutil.copytree(reference.folder, tmp_path / "work", symlinks=True)
-    clone = Clone(tmp_path / "work")
+    shutil.copytree(reference.folder, folder, symlinks=True)
+    clone = Clone(folder)
     clone.environment["SCOREVAE_SAVE_SECONDS"] = "0"
-    if request.node.callspec.params["target"] == "dvc":
-        clone.environment.pop("SHELL", None)  # so that /bin/sh may stand between dvc and the stage
     lock = clone.folder / "dvc.lock"
     tree = yaml.safe_load(lock.read_text())
     for name in (stage, "train_encoder", "reconstruct", "evaluate"):
         tree["stages"].pop(name, None)
     lock.write_text(yaml.safe_dump(tree))
+    shutil.rmtree(clone.folder / ".state")
     shutil.rmtree(clone.folder / ".dvc/cache/runs")
     (clone.folder / cached_weights(reference, stage)).unlink()
     (clone.folder / f"models/digits/{WEIGHTS[stage]}.safetensors").unlink()
     clone.commit()
+    return clone
+
+
+@pytest.fixture
+def before(reference: Clone, tmp_path: Path, request: pytest.FixtureRequest) -> Clone:
+    """The copy for one case."""
+    params = request.node.callspec.params
+    clone = without(reference, tmp_path / "work", params["stage"])
+    if params["target"] == "dvc":
+        clone.environment.pop("SHELL", None)  # so that /bin/sh may stand between dvc and the stage
     return clone
 
 
@@ -146,3 +153,40 @@ def test_killed_training_resumes_to_the_same_bits(
     assert 0 < int(resumed[1]) < STEPS
     # In the cache, since the result of a --temp run never comes into the workspace.
     assert (before.folder / cached_weights(reference, stage)).exists()
+
+
+@pytest.mark.slow
+def test_result_that_dvc_could_not_record_is_not_lost(reference: Clone, tmp_path: Path) -> None:
+    """Catches a finished training that the next run removes, and a --force that trains nothing."""
+    clone = without(reference, tmp_path / "work", "train_vae_baseline")
+    (tmp_path / "no_folder").touch()
+    clone.run("dvc", "config", "--local", "cache.dir", str(tmp_path / "no_folder"))
+    command = ("dvc", "repro", "--single-item", "train_vae_baseline")
+    failed = subprocess.run(
+        command, cwd=clone.folder, env=clone.environment, capture_output=True, text=True
+    )
+    assert failed.returncode != 0
+    assert f"train_vae_baseline/vae: {STEPS}/{STEPS}" in failed.stdout + failed.stderr
+    clone.run("dvc", "config", "--local", "--unset", "cache.dir")
+    again = clone.run(*command)
+    assert "finished before, not recorded by DVC; used now" in again
+    assert f"train_vae_baseline/vae: resuming at {STEPS} of {STEPS}" in again
+    assert (clone.folder / cached_weights(reference, "train_vae_baseline")).exists()
+    forced = clone.run(*command, "--force")
+    assert f"train_vae_baseline/vae: {STEPS}/{STEPS}" in forced
+    assert "resuming" not in forced
+
+
+@pytest.mark.slow
+def test_edited_code_trains_anew(reference: Clone, tmp_path: Path) -> None:
+    """Catches weights that one code began and another finished, recorded as the latter's."""
+    clone = without(reference, tmp_path / "work", "train_vae_baseline")
+    command = ("dvc", "repro", "train_vae_baseline")
+    attempt = Attempt(clone, command)
+    os.kill(attempt.trainer(clone, "train_vae_baseline"), signal.SIGKILL)
+    attempt.output()
+    with (clone.folder / "src/scorevae/objectives.py").open("a") as code:
+        code.write("# edited\n")
+    again = clone.run(*command)
+    assert "resuming" not in again
+    assert f"train_vae_baseline/vae: {STEPS}/{STEPS}" in again

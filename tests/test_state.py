@@ -1,16 +1,30 @@
 """state: one training, one name, one holder; a damaged state is not fatal."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from limits import disk_of
 from tiny import tiny_config
 
 from scorevae.errors import UserError
-from scorevae.state import BatchFolder, StateFile, resumable, state_key, state_root
+from scorevae.interruption import Interrupted
+from scorevae.state import (
+    BatchFolder,
+    StateFile,
+    StateFolder,
+    code_of,
+    resumable,
+    state_key,
+    state_root,
+)
 
 
 @pytest.fixture
@@ -45,21 +59,26 @@ def test_key_ignores_where_an_input_lies(weights: Path) -> None:
     assert state_key([0], [moved]) == state_key([0], [weights])
 
 
-def test_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches another order than SCOREVAE_STATE, DVC_ROOT, current folder."""
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "dvc"))
-    assert state_root() == tmp_path / "state"
-    monkeypatch.delenv("SCOREVAE_STATE")
-    assert state_root() == tmp_path / "dvc" / ".state"
-    monkeypatch.delenv("DVC_ROOT")
-    monkeypatch.chdir(tmp_path)
-    assert state_root() == tmp_path / ".state"
+def test_code_is_an_input_of_every_stage_with_states() -> None:
+    """Catches a training that is begun by one code and finished by another."""
+    for stage in ("train_prior", "train_vae_baseline", "train_encoder", "reconstruct"):
+        names = {path.name for path in code_of(stage)}
+        assert {f"{stage}.py", "randomness.py", "state.py"} <= names
+        assert all(path.is_file() for path in code_of(stage))
+
+
+@contextmanager
+def interrupted(stage: str, key: str) -> Iterator[StateFolder]:
+    """Hold a computation that does not come to its end."""
+    with suppress(KeyboardInterrupt), resumable(stage, key) as folder:
+        yield folder
+        raise KeyboardInterrupt
 
 
 def test_state_survives_the_process() -> None:
     """Catches a state that is not found under the same stage and key, or found under others."""
     state = {"step": 3, "module": {"weight": torch.arange(3.0)}, "rows": [(1, {"loss": 0.5})]}
-    with resumable("stage", "key") as folder:
+    with interrupted("stage", "key") as folder:
         assert folder.file("phase").load() is None
         folder.file("phase").save(state)
         assert folder.file("other").load() is None
@@ -70,14 +89,104 @@ def test_state_survives_the_process() -> None:
         assert folder.file("phase").load() is None
 
 
-def test_discard_forgets_every_phase() -> None:
-    """Catches a finished training that the next one would take for its own."""
-    with resumable("stage", "key") as folder:
-        for name in ("warm_start", "encoder"):
+PHASES = ("warm_start", "objective")
+
+
+def compute(key: str = "key") -> list[dict | None]:
+    """A computation of two phases that succeeds; the states that it found."""
+    with resumable("stage", key) as folder:
+        found = [folder.file(name).load() for name in PHASES]
+        for name in PHASES:
             folder.file(name).save({"step": 1})
-        folder.discard()
-        folder.discard()  # nothing left: no error
-        assert [folder.file(n).load() for n in ("warm_start", "encoder")] == [None, None]
+            folder.file(name).save({"step": 2})
+    return found
+
+
+@pytest.fixture
+def under_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of DVC that runs the stage; its root."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "stage")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_without_dvc_nothing_is_kept() -> None:
+    """Catches a finished training that the next one would take for its own."""
+    assert compute() == [None, None]
+    assert compute() == [None, None]
+
+
+def test_what_did_not_end_keeps_its_states(under_dvc: Path) -> None:
+    """Catches a training lost because its weights could not be written."""
+    with interrupted("stage", "key") as folder:
+        folder.file("objective").save({"step": 1})
+    assert compute() == [None, {"step": 1}]
+
+
+def test_finished_states_serve_until_dvc_has_recorded(
+    under_dvc: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Catches a result lost when DVC could not record it, and one used after it could."""
+    lock = under_dvc / "dvc.lock"
+    entries = [{}, {"outs": [{"md5": "1"}]}, {"outs": [{"md5": "2"}]}]
+    for entry in entries:
+        lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"stage": entry}}))
+        assert compute() == [None, None]
+        assert "not recorded" not in capsys.readouterr().out
+        assert compute() == compute() == [{"step": 2}, {"step": 2}]
+        assert "finished before, not recorded by DVC; used now" in capsys.readouterr().out
+    lock.unlink()
+    assert compute() == [None, None]
+    assert compute() == [{"step": 2}, {"step": 2}]
+
+
+def test_finished_states_are_kept_once(under_dvc: Path) -> None:
+    """Catches twice the disk that one finished training needs."""
+    compute()
+    (folder,) = (state_root() / "stage").iterdir()
+    kept = {path.name for path in folder.iterdir()}
+    assert kept == {"warm_start.pt", "objective.pt", "finished", "lock", "owner"}
+
+
+def test_finished_states_are_swept_after_a_day(under_dvc: Path) -> None:
+    """Catches a disk that fills up, and a sweep of what is unfinished, recent or in use."""
+    for key in ("old", "recent", "held", "unfinished"):
+        compute(key)
+    folders = {path.name: path for path in (state_root() / "stage").iterdir()}
+    for key in ("old", "held"):
+        os.utime(folders[key] / "finished", (0, 0))
+    (folders["unfinished"] / "finished").unlink()
+    with FileLock(folders["held"] / "lock"):
+        compute("new")
+    there = {key for key, folder in folders.items() if list(folder.glob("*.pt"))}
+    assert there == {"recent", "held", "unfinished"}
+
+
+def test_copy_of_the_repository_waits(
+    under_dvc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Catches queued experiments that fail because another one trains the prior they share."""
+    compute()
+    monkeypatch.setenv("DVC_ROOT", str(under_dvc.parent))
+    monkeypatch.setenv("SCOREVAE_STATE", str(state_root()))
+    lock = FileLock(state_root() / "stage" / "key" / "lock", thread_local=False)
+    lock.acquire()
+    Timer(0.2, lock.release).start()
+    assert compute() == [{"step": 2}, {"step": 2}]
+    waiting = rf"waiting for process {os.getpid()}, which is at exactly this"
+    assert waiting in capsys.readouterr().out
+
+
+def test_waiting_can_be_stopped(under_dvc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an experiment that cannot be stopped while it waits, or takes the lock with it."""
+    compute()
+    monkeypatch.setenv("DVC_ROOT", str(under_dvc.parent))
+    lock = FileLock(state_root() / "stage" / "key" / "lock")
+    Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with lock, pytest.raises(Interrupted, match="stopped by SIGTERM while waiting"):
+        compute()
+    assert compute() == [{"step": 2}, {"step": 2}]
 
 
 def test_second_holder_is_refused() -> None:
@@ -212,10 +321,10 @@ def test_full_disk_leaves_both_states(tmp_path: Path, size: int) -> None:
     assert state.load()["step"] == 2
 
 
-def test_batches_are_kept_until_discarded() -> None:
+def test_batches_are_kept_until_the_end() -> None:
     """Catches a batch under the rows of another, and batches that a second run would reuse."""
     images = torch.arange(6.0).reshape(3, 2)
-    with resumable("reconstruct", "key") as folder:
+    with interrupted("reconstruct", "key") as folder:
         kept = folder.batches()
         assert kept.load(slice(0, 3)) is None
         kept.save(slice(0, 3), images)
@@ -224,7 +333,7 @@ def test_batches_are_kept_until_discarded() -> None:
         assert kept.rows() == 5
     with resumable("reconstruct", "key") as folder:
         assert torch.equal(folder.batches().load(slice(0, 3)), images)
-        folder.discard()
+    with resumable("reconstruct", "key") as folder:
         assert folder.batches().load(slice(0, 3)) is None
 
 

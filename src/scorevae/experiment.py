@@ -18,7 +18,7 @@ from scorevae.files import replacing
 from scorevae.memory import explaining_memory
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
-from scorevae.state import StateFolder, resumable, state_key
+from scorevae.state import StateFolder, code_of, resumable, state_key
 from scorevae.tracking import Tracker, track
 from scorevae.training import fit
 
@@ -86,10 +86,9 @@ class TrainingRun:
     def state(
         self, settings: Sequence[BaseModel | float | str], inputs: list[Path]
     ) -> Iterator[None]:
-        """Make :meth:`fit` resumable: what it trains is determined by settings and inputs."""
-        with resumable(
-            self.stage, state_key([self.seed, self._flip, *settings], inputs)
-        ) as folder:
+        """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code."""
+        key = state_key([self.seed, self._flip, *settings], [*inputs, *code_of(self.stage)])
+        with resumable(self.stage, key) as folder:
             self._state = folder
             yield
 
@@ -149,13 +148,11 @@ class TrainingRun:
         return {f"test_{name}": total / len(self._test) for name, total in sums.items()}
 
     def save(self, path: Path, network: nn.Module, header: Header) -> None:
-        """Write curve, then weights, then forget the state: the order in which nothing is lost."""
+        """Write curve, then weights."""
         if not self.accelerator.is_main_process:
             return
         self._curve.write()
         save_weights(path, network, header)
-        assert self._state is not None, "save outside of state()"
-        self._state.discard()
         self._tracker.artifact(self._curve.path)
         self._tracker.weights("wrote", path)
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,12 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 from torch import Tensor
 
 from scorevae.errors import UserError
-from scorevae.files import replacing, sha256
+from scorevae.files import lasting_folder, replacing, sha256
+from scorevae.interruption import Interrupted, stop_requests
+
+FINISHED = "finished"  # marks a folder whose computation is done; holds what DVC had recorded then
+KEPT_SECONDS = 86_400.0  # how long such a folder is kept for a DVC that might not have recorded it
 
 
 def state_key(settings: Sequence[BaseModel | float | str], inputs: list[Path]) -> str:
@@ -27,14 +33,22 @@ def state_key(settings: Sequence[BaseModel | float | str], inputs: list[Path]) -
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def state_root() -> Path:
-    """``SCOREVAE_STATE``, else ``.state`` in the DVC repository, else in the current folder.
+def code_of(stage: str) -> list[Path]:
+    """The code that a stage's result follows from, as dvc.yaml lists it: inputs of its key.
 
-    It lies outside the outputs, which DVC deletes, and outside the temporary copies in which
-    ``dvc exp run --temp`` works: those see the main repository as DVC_ROOT.
+    Else a computation that was interrupted would be finished by other code than began it.
     """
-    default = Path(os.environ.get("DVC_ROOT", ".")) / ".state"
-    return Path(os.environ.get("SCOREVAE_STATE", default)).resolve()
+    root = Path(__file__).resolve().parents[2]
+    graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    return [root / name for name in graph["stages"][stage]["deps"] if name.endswith(".py")]
+
+
+def state_root() -> Path:
+    """``SCOREVAE_STATE``, else ``.state``, see :func:`scorevae.files.lasting_folder`.
+
+    It lies outside the outputs, which DVC deletes.
+    """
+    return lasting_folder("SCOREVAE_STATE", ".state")
 
 
 class StateFile:
@@ -127,6 +141,7 @@ class StateFolder:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
         self.key = key
+        self._finished = folder / FINISHED
 
     def file(self, name: str) -> StateFile:
         """The state of the training ``name``."""
@@ -136,9 +151,39 @@ class StateFolder:
         """The finished batches."""
         return BatchFolder(self.folder)
 
+    def begin(self, record: str) -> None:
+        """Look at what a former run of the same computation left.
+
+        Args:
+            record: DVC's entry for the stage, as it is now. Another one than when the former run
+                finished means that DVC has recorded a result since: this run is to compute anew.
+        """
+        if not self._finished.exists():
+            return
+        if self._finished.read_text(encoding="utf-8") == record:
+            print(f"{self.folder}: finished before, not recorded by DVC; used now", flush=True)
+        else:
+            self.discard()
+
+    def finish(self, record: str) -> None:
+        """Keep the last states, now that the output is written; never raises.
+
+        DVC has yet to copy the output into its cache. If it cannot (its disk is full, it is
+        killed), it removes the output before the next run, which finds everything here.
+
+        Args:
+            record: as it was for :meth:`begin`.
+        """
+        with suppress(OSError):  # without the mark they count as a run that was interrupted
+            self._finished.write_text(record, encoding="utf-8")
+        self._unlink("*.previous.pt")
+
     def discard(self) -> None:
-        """Forget everything; called once the stage's output is written, so it never raises."""
-        for pattern in ("*.pt", "*.npy", ".*.partial"):
+        """Forget everything; never raises."""
+        self._unlink("*.pt", "*.npy", ".*.partial", FINISHED)
+
+    def _unlink(self, *patterns: str) -> None:
+        for pattern in patterns:
             for path in self.folder.glob(pattern):
                 with suppress(OSError):
                     path.unlink()
@@ -148,24 +193,79 @@ class StateFolder:
 def resumable(stage: str, key: str) -> Iterator[StateFolder]:
     """Hold the state of one computation for this process alone.
 
-    The operating system frees the lock of a process that has ended, however it ended.
+    The operating system frees the lock of a process that has ended, however it ended. Once the
+    block has succeeded, the states are kept only for DVC, which might not come to record the
+    output; see :meth:`StateFolder.finish`.
 
     Raises:
-        UserError: another process holds it; the message names its pid.
+        UserError: another process holds it; the message names its pid. In a copy of the
+            repository (``dvc exp run --temp``, ``dvc queue``) this waits for it instead: nobody
+            is there to start the experiment again, and what the other one computes serves both.
+        Interrupted: stopped from outside while waiting.
     """
     folder = state_root() / stage / key
     folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / "owner"
-    lock = FileLock(folder / "lock")
+    owner, record = folder / "owner", _record(stage)
+    with _held(FileLock(folder / "lock"), owner):
+        owner.write_text(str(os.getpid()))
+        _sweep(folder.parent)
+        state = StateFolder(folder, key)
+        state.begin(record)
+        yield state
+        if "DVC_STAGE" in os.environ:
+            state.finish(record)
+        else:
+            state.discard()
+
+
+@contextmanager
+def _held(lock: FileLock, owner: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
         pid = owner.read_text() if owner.exists() else "unknown"
-        raise UserError(
-            f"{folder}: process {pid} is at exactly this; wait for it or stop it (kill {pid})"
-        ) from None
+        if not _in_a_copy():
+            raise UserError(
+                f"{owner.parent}: process {pid} is at exactly this; wait for it or stop it "
+                f"(kill {pid})"
+            ) from None
+        print(f"{owner.parent}: waiting for process {pid}, which is at exactly this", flush=True)
+        _wait(lock)
     try:
-        owner.write_text(str(os.getpid()))
-        yield StateFolder(folder, key)
+        yield
     finally:
         lock.release()
+
+
+def _wait(lock: FileLock) -> None:
+    with stop_requests() as stopping:
+        while not lock.is_locked:
+            with suppress(Timeout):
+                lock.acquire(timeout=1)
+            if reason := stopping():
+                lock.release()
+                raise Interrupted(f"stopped by {reason} while waiting")
+
+
+def _in_a_copy() -> bool:
+    """Whether DVC runs this in a copy of the repository, which it removes afterwards."""
+    root = os.environ.get("DVC_ROOT", "")
+    return root != "" and Path(root).resolve() != Path.cwd()
+
+
+def _record(stage: str) -> str:
+    """DVC's entry for the stage in dvc.lock: what it recorded last; "null" if it never did."""
+    try:
+        lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "null"
+    return json.dumps(lock.get("stages", {}).get(stage), sort_keys=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Forget what was finished long ago, by now recorded, and is not held by another process."""
+    for finished in folder.glob(f"*/{FINISHED}"):
+        with suppress(OSError, Timeout):
+            if time.time() - finished.stat().st_mtime > KEPT_SECONDS:
+                with FileLock(finished.with_name("lock"), blocking=False):
+                    StateFolder(finished.parent, "").discard()
