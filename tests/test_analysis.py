@@ -18,6 +18,7 @@ from scorevae.likelihood import likelihood_bound
 from scorevae.metrics import MetricUnavailable, l2_distances
 from scorevae.model import ScoreVAE, VAEBaseline
 from scorevae.networks.vae import load_vae
+from scorevae.randomness import make_generator
 from scorevae.reconstructions import save
 from scorevae.report.page import Number
 from scorevae.report.tables import METRICS
@@ -83,6 +84,9 @@ def test_likelihood_is_that_of_the_library(usual: Subject, found: Analysis) -> N
     for name, bound in (("scorevae", bounds.scorevae), ("prior", bounds.prior)):
         expected = bound.bits_per_dimension()["total"]
         assert numbers[name]["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-6)
+        errors = (expected.monte_carlo_error, expected.image_error)
+        names = ("bits_per_dim_error", "bits_per_dim_image_error")
+        assert [numbers[name][n] for n in names] == pytest.approx(errors, rel=1e-5)
         terms = [numbers[name].get(term, 0.0) for term in sections.TERMS]
         assert sum(terms) == pytest.approx(expected.mean, rel=1e-9)
     assert "bits_rate" not in numbers["prior"]
@@ -143,6 +147,17 @@ def test_mean_of_draws(found: Analysis) -> None:
     """Catches L2 of one draw and of the mean exchanged: the mean is nearer, by convexity."""
     numbers = found.parts["draws"].numbers["scorevae"]
     assert numbers["l2_of_mean"] < numbers["l2_of_one_draw"]
+
+
+def test_draws_are_for_sampled_latents(usual: Subject, found: Analysis) -> None:
+    """Catches draws for the mean of q(z|x): only for z ~ q(z|x) is their calibration 1."""
+    settings, seed = usual.config.evaluate.draws, usual.config.seed
+    posterior = usual.systems["scorevae"].posterior
+    z = posterior.sample(make_generator("cpu", seed, "draws", "z"))[: settings.images]
+    drawn = usual.model.decode_draws(z, settings.count, seed=seed)
+    expected = latents.spread(usual.originals[: settings.images], drawn)
+    numbers = found.parts["draws"].numbers["scorevae"]
+    assert numbers["calibration"] == pytest.approx(expected.calibration, rel=1e-6)
 
 
 def test_distances_are_of_three_sets(found: Analysis) -> None:

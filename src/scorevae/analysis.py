@@ -17,16 +17,17 @@ from scorevae import latent_figures, latents, quality, study
 from scorevae.config import Config
 from scorevae.data import Images, Split, to_tensor, to_unit_range
 from scorevae.figures import Figure
-from scorevae.likelihood import Bound, Estimate, likelihood_bound
+from scorevae.likelihood import Bound, likelihood_bound
 from scorevae.likelihood_figures import integrand_figure
 from scorevae.metrics import MetricUnavailable
 from scorevae.model import ScoreVAE, VAEBaseline
 from scorevae.ode_likelihood import ode_log_likelihood
+from scorevae.randomness import make_generator
 from scorevae.reconstructions import Reconstructions, load
 
 Value = float | int | None
 Numbers = dict[str, dict[str, Value]]
-Rows = list[dict[str, float | int | str]]
+Rows = list[dict[str, Value | str]]
 
 LIKELIHOOD_BATCH = 500  # (image, draw) pairs in one evaluation
 ODE_TOLERANCE = 1e-3  # of RK45; off by 0.02 bits on digits, below the error over images
@@ -36,8 +37,8 @@ EDITS_PER_CLASS = 2
 # The columns of every table that a part may write, so that a file exists where it did not.
 TABLES = {
     "integrand": ["log_snr", "prior", "scorevae"],
-    "samplers": list(study.Trial.__dataclass_fields__),
-    "guidance": list(study.Trial.__dataclass_fields__),
+    "samplers": study.COLUMNS,
+    "guidance": study.COLUMNS,
     "probe_over_time": ["t", "accuracy", "balanced", "majority"],
     "edits": ["strength", "share_of_target"],
     "costs": ["part", "seconds"],
@@ -144,7 +145,10 @@ def likelihood(subject: Subject) -> Part:
             seed=seed,
             tolerance=ODE_TOLERANCE,
         ).bits_per_dimension()
-        numbers["prior"] |= {"ode_bits_per_dim": ode.mean, "ode_bits_per_dim_error": _error(ode)}
+        numbers["prior"] |= {
+            "ode_bits_per_dim": ode.mean,
+            "ode_bits_per_dim_error": ode.image_error,
+        }
     columns = zip(
         bounds.prior.integrand.log_snr.tolist(),
         bounds.prior.integrand.mean.tolist(),
@@ -156,21 +160,15 @@ def likelihood(subject: Subject) -> Part:
 
 
 def _bits(bound: Bound) -> dict[str, Value]:
-    """``bits_per_dim`` with its Monte-Carlo error, and every term."""
+    """``bits_per_dim`` with its two standard errors, and every term."""
     parts = bound.bits_per_dimension()
     total = parts.pop("total")
     numbers: dict[str, Value] = {
         "bits_per_dim": total.mean,
         "bits_per_dim_error": total.monte_carlo_error,
+        "bits_per_dim_image_error": total.image_error,
     }
     return numbers | {f"bits_{name}": value.mean for name, value in parts.items()}
-
-
-def _error(estimate: Estimate) -> Value:
-    """The Monte-Carlo error where there is one, else that over images."""
-    if estimate.monte_carlo_error is not None:
-        return estimate.monte_carlo_error
-    return estimate.image_error
 
 
 def samplers(subject: Subject) -> Part:
@@ -186,7 +184,8 @@ def samplers(subject: Subject) -> Part:
     )
     best = study.recommended(trials)
     note = (
-        f"Fewest evaluations within 2 % of the best L2: {best.sampler} on the grid {best.grid} "
+        f"Fewest evaluations no worse than the best L2, by 2 % or two standard errors of the "
+        f"difference over {len(best.distances)} images: {best.sampler} on the grid {best.grid} "
         f"with {best.evaluations} (L2 {best.l2:.4f}, sharpness {best.sharpness:.3f})."
     )
     rows = [trial.record() for trial in trials]
@@ -305,11 +304,13 @@ def _both_ends(count: int) -> list[int]:
 
 
 def draws(subject: Subject) -> Part:
-    """Several images for one z: their spread, and the L2 of their mean."""
+    """Several images for one z ~ q(z|x_0): their spread, and the L2 of their mean."""
     settings, config = subject.config.evaluate.draws, subject.config
     originals = subject.originals[: settings.images]
+    noise = make_generator("cpu", config.seed, "draws", "z")
+    z = subject.systems["scorevae"].posterior.sample(noise)
     drawn = subject.model.decode_draws(
-        subject.z[: settings.images],
+        z[: settings.images],
         settings.count,
         guidance=config.reconstruct.guidance,
         seed=config.seed,

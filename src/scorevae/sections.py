@@ -11,7 +11,8 @@ from scorevae.report.training import timings
 
 TERMS = ("bits_reconstruction", "bits_prior_matching", "bits_diffusion", "bits_rate")
 BITS = (
-    "bits_per_dim", "bits_per_dim_error", *TERMS, "bits_below_t_min", "bits_theorem_3",
+    "bits_per_dim", "bits_per_dim_error", "bits_per_dim_image_error",
+    *TERMS, "bits_below_t_min", "bits_theorem_3",
     "ode_bits_per_dim", "ode_bits_per_dim_error",
 )  # fmt: skip
 CODES = ("linear_probe", "neighbours")
@@ -111,9 +112,7 @@ def _notes(analysis: Analysis, *parts: str) -> list[str]:
     ]
 
 
-def _named(
-    analysis: Analysis, part: str, name: Callable[[dict[str, float | int | str]], str]
-) -> Rows:
+def _named(analysis: Analysis, part: str, name: Callable[[dict[str, Value | str]], str]) -> Rows:
     """A table of trials with the setting's name first and without what the name says."""
     if part not in analysis.parts:
         return []

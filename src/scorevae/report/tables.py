@@ -34,6 +34,7 @@ METRICS = {
     ),
     "bits_per_dim": Metric("Bits per dimension", "the bound on −log₂ p(x), β = 1", "lower"),
     "bits_per_dim_error": Metric("its standard error", "Monte Carlo: same images, other noise"),
+    "bits_per_dim_image_error": Metric("its standard error over images", "other images, too"),
     "bits_reconstruction": Metric("reconstruction", "−E log₂ p(x₀|x_ε) of the 256 grey values"),
     "bits_prior_matching": Metric("prior matching", "KL(q(x₁|x₀) ‖ π)"),
     "bits_diffusion": Metric("diffusion", "½ ∫ g² E‖∇ln p(xₜ|x₀) − s‖² dt"),
@@ -47,7 +48,9 @@ METRICS = {
     "l2_of_one_draw": Metric("L2 of one draw for z", "", "lower"),
     "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
     "pixel_std": Metric("Spread of a pixel over draws", "standard deviation"),
-    "calibration": Metric("Error of the mean over spread", "1 if the image is like a draw", "one"),
+    "calibration": Metric(
+        "Error of the mean over spread", "1 if the image is like a draw for its z", "one"
+    ),
     "l2_shuffled_z": Metric("L2 with another image's z", "from the same noise"),
     "shuffled_ratio": Metric("the same over L2 with its own z", "1: z is ignored"),
     "classifier_fd": Metric("Fréchet distance", "features of a small classifier", "lower"),
