@@ -3,7 +3,7 @@
 Every loss has shape (batch,): squared errors are summed over pixels, KL over latents, and the
 caller takes the mean over the batch. Times are drawn in [t_min, 1], stratified over the batch,
 and weighted by one over their density, so every combination of weighting and time distribution
-is an unbiased estimate of ½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 6 and §3.5).
+is an unbiased estimate of ½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 7 and §3.5).
 """
 
 import math
