@@ -117,6 +117,13 @@ def test_wrong_value(tmp_path: Path, key: str, value: object) -> None:
     assert "\n" not in message
 
 
+def test_probed_times_are_those_of_the_process(tmp_path: Path) -> None:
+    """Catches an evaluation that ends, after all training, at a time below t_min."""
+    times = {"evaluate.probes.times": [0.0, 5e-4]}
+    message = fault(write_params(tmp_path / "p.yaml", tiny_params(**times)))
+    assert "evaluate.probes.times: got 0.0005; choose 0, or sde.t_min (0.001) to 1" in message
+
+
 @pytest.mark.parametrize(
     "key",
     ["betta", "sde.beta", "presets.digits.encoder.depht", "protocols.paper.guidance"],

@@ -201,6 +201,8 @@ def test_rows_to_edit() -> None:
     assert latents.rows_to_edit(labels, direction, 4).tolist() == [1, 3, 0, 4]
     with pytest.raises(MetricUnavailable, match="edits: 4 images of either class asked for, 3"):
         latents.rows_to_edit(labels, direction, 8)
+    with pytest.raises(MetricUnavailable, match="1 image asked for; 2"):
+        latents.rows_to_edit(labels, direction, 1)
 
 
 def test_edit() -> None:

@@ -127,6 +127,14 @@ def test_rate() -> None:
     assert metrics.rate_nats(q) == pytest.approx(expected, rel=1e-13)
 
 
+@pytest.mark.parametrize("size", [4, 5, 6])
+def test_structural_similarity_of_the_smallest_images(size: int) -> None:
+    """Catches an evaluation that ends because the window is larger than the image."""
+    x = torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(0))
+    found = metrics.structural_similarity(x, x)
+    assert found is None if size < 6 else found == pytest.approx(1, abs=1e-6)
+
+
 def test_active_units() -> None:
     """Catches the variance of q counted in place of that of its mean, and a mean over latents."""
     steps = torch.linspace(-1, 1, 101)
@@ -134,6 +142,8 @@ def test_active_units() -> None:
     q = DiagonalGaussian(mean, torch.zeros_like(mean))
     # The variances are 0.34, 3.4e-5, 0 and 0.031.
     assert [metrics.active_units(q, limit) for limit in (1e-6, 0.01, 0.1, 1.0)] == [3, 2, 1, 0]
+    single = DiagonalGaussian(mean[:1], torch.zeros(1, 4))
+    assert metrics.active_units(single, 0.01) is None  # one image does not vary
 
 
 def stored(count: int = 20) -> np.ndarray:
@@ -207,10 +217,12 @@ def test_classifier_sees_at_most_its_limit(
     [
         (None, "class_agreement: the data have no labels"),
         (np.zeros(20, dtype=np.int64), "class_agreement: the training labels hold a single class"),
+        # Two attributes that are the same in every image, and differ from each other
+        (np.tile([0, 1], (20, 1)), "class_agreement: the training labels hold a single class"),
         # One image of the other class, which is not among those that the classifier sees.
         (np.eye(20, dtype=np.int64)[0], "class_agreement: "),
     ],
-    ids=["none", "single", "single-seen"],
+    ids=["none", "single", "constant-attributes", "single-seen"],
 )
 def test_labels_that_train_nothing(labels: np.ndarray | None, reason: str) -> None:
     """Catches scikit-learn's error for unlabelled, filtered or lopsided data."""

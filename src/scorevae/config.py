@@ -405,6 +405,14 @@ class Config(Section):
         _check_known("reconstruct.protocol", name, "protocols", self.protocols)
         return self
 
+    @model_validator(mode="after")
+    def _probed_times(self) -> Self:
+        for t in self.evaluate.probes.times:
+            if 0 < t < self.sde.t_min:
+                least = f"sde.t_min ({self.sde.t_min})"
+                raise ValueError(f"evaluate.probes.times: got {t}; choose 0, or {least} to 1")
+        return self
+
     @property
     def selected(self) -> PresetConfig:
         """The preset that ``preset`` names."""

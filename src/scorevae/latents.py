@@ -290,8 +290,12 @@ def rows_to_edit(labels: Indices, direction: Direction, count: int) -> Indices:
     """The first images of either class, half of ``count`` each, the source's before the target's.
 
     Raises:
-        MetricUnavailable: there are fewer.
+        MetricUnavailable: there are fewer, or ``count`` is under two.
     """
+    if count < 2:
+        raise MetricUnavailable(
+            f"edits: {count} image asked for; 2, one of each class, are the least"
+        )
     classes = (direction.source, direction.target)
     rows = [np.flatnonzero(labels == label)[: count // 2] for label in classes]
     if min(map(len, rows)) < count // 2:

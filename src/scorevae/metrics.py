@@ -42,10 +42,15 @@ def peak_signal_to_noise_ratio(originals: Images, reconstructions: Images) -> fl
     ).item()
 
 
-def structural_similarity(originals: Images, reconstructions: Images) -> float:
-    """Mean SSIM (Wang et al. 2004, Gaussian window of standard deviation 1.5; torchmetrics)."""
+def structural_similarity(originals: Images, reconstructions: Images) -> float | None:
+    """Mean SSIM (Wang et al. 2004, Gaussian window of standard deviation 1.5; torchmetrics).
+
+    None for images of under 6 pixels: half a window is 5, by which they cannot be mirrored.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    if min(originals.shape[2:]) < 6:
+        return None
     return float(structural_similarity_index_measure(reconstructions, originals, data_range=1.0))
 
 
@@ -73,11 +78,13 @@ def rate_nats(posterior: DiagonalGaussian) -> float:
     return posterior.kl_to_standard_normal().mean().item()
 
 
-def active_units(posterior: DiagonalGaussian, threshold: float) -> int:
+def active_units(posterior: DiagonalGaussian, threshold: float) -> int | None:
     """Latents whose mean varies over the data by more than ``threshold`` (variance).
 
-    Burda et al. 2015, arXiv 1509.00519, §5.2, with 0.01.
+    Burda et al. 2015, arXiv 1509.00519, §5.2, with 0.01. None for a single image.
     """
+    if len(posterior.mean) < 2:
+        return None
     return int((posterior.mean.var(dim=0) > threshold).sum())
 
 
@@ -88,7 +95,7 @@ def train_classifier(train: Split, limit: int, seed: int) -> Classifier:
     image): linear, by ridge regression.
 
     Raises:
-        MetricUnavailable: no labels, or a single class.
+        MetricUnavailable: no labels, or the same for every image.
     """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.svm import SVC
@@ -98,7 +105,7 @@ def train_classifier(train: Split, limit: int, seed: int) -> Classifier:
     rng = np.random.default_rng(derive_seed(seed, "classifier"))
     chosen = rng.permutation(len(train.images))[:limit]
     labels = train.labels[chosen]
-    if len(np.unique(labels)) < 2:
+    if (labels == labels[:1]).all():
         raise MetricUnavailable("class_agreement: the training labels hold a single class")
     model = SVC() if labels.ndim == 1 else RidgeClassifier()
     images = to_unit_range(to_tensor(train.images[chosen]))
