@@ -10,10 +10,15 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
+import threading
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 from urllib.error import URLError
@@ -192,6 +197,102 @@ def test_mnist_is_fetched_once(tmp_path: Path, mnist: Path, downloads: Path) -> 
     for out in ("first", "again"):
         prepare.prepare(settings("mnist", None, 1, 28), tmp_path / out)
         check_mnist(tmp_path / out)
+
+
+class SlowServer(ThreadingHTTPServer):
+    """Serves a folder; of the very first file only one half until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, Counter[str]()
+        self.half_sent, self.let_go = threading.Event(), threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            server: SlowServer
+
+            def do_GET(self) -> None:  # noqa: N802 (the library's name)
+                content = (self.server.folder / self.path[1:]).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if self.headers["Method"] == "HEAD":  # so torchvision looks for redirections
+                    return
+                half = 0 if self.server.asked else len(content) // 2
+                self.server.asked[self.path] += 1
+                if half:
+                    self.wfile.write(content[:half])
+                    self.server.half_sent.set()
+                    self.server.let_go.wait()
+                self.wfile.write(content[half:])
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def server(mnist: Path) -> Iterator[SlowServer]:
+    """The small MNIST on a server of this machine."""
+    with SlowServer(mnist / "deep") as slow:
+        threading.Thread(target=slow.serve_forever).start()
+        yield slow
+        slow.let_go.set()
+        slow.shutdown()
+
+
+PREPARING = """
+import json, sys
+from pathlib import Path
+from torchvision import datasets
+from scorevae.config import DataConfig
+from scorevae.sources.prepare import prepare
+mirror, resources, data, out = sys.argv[1:]
+datasets.MNIST.mirrors, datasets.MNIST.resources = [mirror], json.loads(resources)
+prepare(DataConfig.model_validate_json(data), Path(out))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fetch_one_mnist(
+    tmp_path: Path, server: SlowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a process that begins the download of another anew, or reads the half of it."""
+    monkeypatch.setenv("no_proxy", "*")
+    mirror = f"http://127.0.0.1:{server.server_port}/"
+    resources = json.dumps(datasets.MNIST.resources)
+    data = settings("mnist", None, 1, 28).model_dump_json()
+
+    def start(out: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PREPARING, mirror, resources, data, str(tmp_path / out)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, text=True, **pipes)
+
+    with start("first") as first:
+        assert server.half_sent.wait(60)
+        with start("second") as second:
+            said = second.stdout.readline()
+            server.let_go.set()
+            ends = [process.communicate() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), ends
+    assert re.match(r"MNIST's train-images.*: another process fetches it .*; waiting", said)
+    assert server.asked == {f"/{name}": 1 for name, _ in datasets.MNIST.resources}
+    for out in ("first", "second"):
+        check_mnist(tmp_path / out)
+
+
+def test_downloads_that_may_only_be_read(
+    tmp_path: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a lock that cannot be made where there is nothing to fetch."""
+    dataset = small_cifar10(downloads)
+    writable = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != downloads and writable(path, mode)
+    )
+    before = listing(downloads)
+    write(read_cifar10, settings("cifar10", None, 3, 32), tmp_path / "out", dataset=dataset)
+    check_cifar10(tmp_path / "out")
+    assert listing(downloads) == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])

@@ -1,8 +1,11 @@
 """Official files: those that the user has, else those that are fetched; always checked."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from gdown.exceptions import DownloadError
 from torchvision.datasets.utils import calculate_md5
 
@@ -67,12 +70,44 @@ def find_checked(root: Path, md5: dict[str, str]) -> dict[str, Path] | None:
 
 
 def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
-    """Run a library's download and turn its failures into one message.
+    """Run a library's download into the downloads folder, in one process at a time.
+
+    The library checks what is there first: a process that waited finds it whole, and no process
+    writes to a file that is whole, so that reading needs no lock.
+
+    Raises:
+        UserError: as of :func:`attempt`.
+    """
+    with _alone(what):
+        attempt(what, wanted, download)
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Let no other process fetch the same: libraries write and unpack it under its final name."""
+    folder = downloads_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # then nothing can be fetched, only read
+        yield
+        return
+    lock = FileLock(folder / f".{what}.lock", mode=0o666)  # the folder may belong to many users
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{what}: another process fetches it into {folder}; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def attempt(what: str, wanted: str, download: Callable[[], object]) -> None:
+    """Run a library's download or unpacking and turn its failures into one message.
 
     Raises:
         UserError: the network or the file failed; says which files to put where by hand.
     """
-    downloads_folder().mkdir(parents=True, exist_ok=True)
     try:
         download()
     except (OSError, RuntimeError, ValueError, DownloadError) as error:  # URLError is an OSError

@@ -13,6 +13,7 @@ from scorevae.data import SplitName
 from scorevae.errors import UserError
 from scorevae.sources.arrays import SPLITS, DatasetWriter
 from scorevae.sources.downloads import (
+    attempt,
     check_md5,
     downloads_folder,
     fetch,
@@ -45,7 +46,7 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
     raw.mkdir(parents=True)
     for name, path in files.items():
         (raw / name).symlink_to(path.resolve())
-    fetch("MNIST", ", ".join(resources), lambda: datasets.MNIST(str(base), download=True))
+    attempt("MNIST", ", ".join(resources), lambda: datasets.MNIST(str(base), download=True))
     for split, dataset in _both(datasets.MNIST, base):
         writer.images(split, iter([dataset.data.numpy()[..., None]]))
         writer.labels(split, dataset.targets.numpy())
@@ -103,7 +104,8 @@ def read_cifar10(
             base.mkdir()
             (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
     if root is None or unpacked is None:
-        fetch("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True))
+        run = fetch if root is None else attempt  # into the folder of all processes, or our own
+        run("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True))
     for split, part in _both(dataset, base):
         writer.images(split, iter([part.data]))
         writer.labels(split, np.asarray(part.targets))
