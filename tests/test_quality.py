@@ -19,6 +19,8 @@ from scorevae.data import Split, to_tensor, to_unit_range
 from scorevae.errors import UserError
 from scorevae.metrics import MetricUnavailable
 
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
 
 class AsIs(nn.Module):
     """Stands for Inception: features are given in place of images."""
@@ -236,7 +238,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     """Catches a stack trace, a file left behind, or random weights where there is no network."""
 
     def fail(url: str, target: str, hash_prefix: str, progress: bool) -> None:
-        assert (url, hash_prefix, progress) == (quality.INCEPTION.url, "6726825d", False)
+        assert (url, hash_prefix, progress) == (quality.INCEPTION.url, SHA256, False)
         raise URLError("no route")
 
     monkeypatch.setattr(pretrained, "download_url_to_file", fail)
@@ -264,10 +266,30 @@ def test_foreign_weights(tmp_path: Path) -> None:
     """Catches a truncated or another file, which would be unpickled."""
     path = tmp_path / "weights.pth"
     path.write_bytes(b"something else")
-    with pytest.raises(UserError, match="begins with 6726825d: incomplete or another file"):
+    with pytest.raises(UserError, match=f"begins with {SHA256}: incomplete or another file"):
         quality.load_inception(path)
     with pytest.raises(UserError, match="cannot be read .*; name the file of torch-fidelity's"):
         quality.load_inception(tmp_path / "absent.pth")
+
+
+class Code:
+    """Creates a file when its pickle is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickle_with_the_same_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a file opened for the first digits of its sum, which can be found by trying."""
+    path = tmp_path / "weights.pth"
+    torch.save(Code(tmp_path / "ran"), path)
+    monkeypatch.setattr(pretrained, "sha256", lambda path: SHA256[:-1] + "0")
+    with pytest.raises(UserError, match=rf"weights\.pth: .* {SHA256}: .*; fetch it again"):
+        quality.load_inception(path)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

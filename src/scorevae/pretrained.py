@@ -10,7 +10,7 @@ from scorevae.files import own_path, sha256
 
 
 class WeightsFile(NamedTuple):
-    """A published file: its address, its name, and how its SHA-256 begins."""
+    """A published file: its address, its name, and its SHA-256 or how that begins."""
 
     url: str
     name: str

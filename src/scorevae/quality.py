@@ -29,6 +29,8 @@ FeatureFn = Callable[[Images], Features]
 INCEPTION = weights_file(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
+)._replace(  # in full: torch-fidelity unpickles the file, which runs whatever it says
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 )
 SMALLEST = 32  # pixels; Inception would see little but the blur of enlarging smaller images
 FEWEST = 2  # images that have a covariance
@@ -145,7 +147,7 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> FeatureFn:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    # Also the guard of what torch-fidelity then unpickles.
+    # The guard of what torch-fidelity then unpickles.
     check_digest(path, INCEPTION, "torch-fidelity's weights")
     metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(path))
     network = metric.inception.to(device)
