@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,10 @@ def test_numbers_that_are_not_there(tmp_path: Path) -> None:
         ["active_units", "3"],
         ["l2", "0.5000"],
     ]
+
+
+def test_reasons_with_any_name(tmp_path: Path) -> None:
+    """Catches reasons lost to the name of a file that is not UTF-8."""
+    evaluation.write_reasons(tmp_path / "reasons.json", {"fid": "γ of " + os.fsdecode(b"caf\xe9")})
+    reasons = json.loads((tmp_path / "reasons.json").read_text(encoding="utf-8"))
+    assert reasons == {"fid": "γ of caf?"}

@@ -1,12 +1,14 @@
 """latents, its figures, and what the model offers them: each number against its formula."""
 
 import math
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from oracles import five_errors, normal, seeded
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +16,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from tiny import save_tiny_models, tiny_config, write_vae
 from torch import Tensor
 
-from scorevae import latent_figures, latents
+from scorevae import figures, latent_figures, latents
 from scorevae.config import SamplingConfig
 from scorevae.errors import UserError
 from scorevae.latents import Accuracy, Direction, Labelled, Probe
@@ -467,6 +469,25 @@ def test_embedding_figure() -> None:
     assert len({tuple(c.get_facecolor()[0]) for c in axis.collections}) == 3
     assert {text.get_text() for text in axis.get_legend().texts} == {"smile", "4", "9"}
     plt.close(figure)
+
+
+AWKWARD = {0: "a_$", 1: "b_$", 2: "$100 {", 3: r"c\$", 4: os.fsdecode(b"caf\xe9")}
+DRAWN = [r"a_\$", r"b_\$", r"\$100 {", r"c\\$", "caf?"]
+
+
+def test_names_of_any_class_are_drawn(tmp_path: Path) -> None:
+    """Catches the name of a folder read as mathematics, or not to be encoded, after all work."""
+    figure = latent_figures.embedding(np.zeros((5, 2)), np.arange(5), "title", names=AWKWARD)
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == DRAWN
+    assert not any(is_math_text(text) for text in DRAWN)
+    figures.save(figure, tmp_path / "embedding.png")
+    for source, target in ((0, 1), (2, 3), (4, 4)):
+        direction = Direction(torch.zeros(1), source, target)
+        edited = flat(0.1)[None]
+        figure = latent_figures.edits(flat(0.9), edited, [1.0], direction, names=AWKWARD)
+        moved = f"z moved along E[z|{DRAWN[target]}] − E[z|{DRAWN[source]}]"
+        assert figure.get_suptitle() == moved
+        figures.save(figure, tmp_path / "edits.png")
 
 
 @pytest.mark.parametrize("labels", [None, np.arange(40)], ids=["none", "many"])

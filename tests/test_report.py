@@ -239,6 +239,15 @@ def test_same_input_same_bytes(tmp_path: Path, figures: Path, curves: Path) -> N
     assert len(contents) == 1
 
 
+def test_text_without_an_encoding(tmp_path: Path, figures: Path, curves: Path) -> None:
+    """Catches a page lost to the name of a file that is not UTF-8."""
+    reasons = {"lpips": os.fsdecode(b"caf\xe9.pth: another file")}
+    numbers = {name: values | {"lpips": None} for name, values in METRICS.items()}
+    report = assembled(figures, curves, tiny_config(), numbers=numbers, reasons=reasons)
+    write(tmp_path / "page.html", report)
+    assert "caf?.pth: another file" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_page_is_accessible(figures: Path, curves: Path) -> None:
     """Catches cells without scope, tables without caption, doubled ids and links to nowhere."""
     shown = Page(render(assembled(figures, curves, tiny_config(), cards=[])))

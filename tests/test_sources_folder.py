@@ -15,7 +15,7 @@ from limits import disk_of
 from PIL import Image
 
 from scorevae.config import DataConfig, ImageConfig
-from scorevae.data import SplitName, load_split
+from scorevae.data import SplitName, class_names, load_split
 from scorevae.errors import UserError
 from scorevae.sources import folder
 from scorevae.sources.arrays import SPLITS, ArrayWriter
@@ -255,6 +255,14 @@ def test_prepared_folder(tmp_path: Path) -> None:
 
 
 # What cannot be read
+
+
+def test_class_of_any_name(tmp_path: Path) -> None:
+    """Catches a description lost to the name of a folder that is not UTF-8, or another name."""
+    cafe = os.fsdecode(b"caf\xe9")
+    names = [f"{name}/{i}.png" for name in ("$", cafe) for i in range(4)]
+    prepared(grow(tmp_path / "mine", names), tmp_path / "out")
+    assert class_names(tmp_path / "out") == {0: "$", 1: cafe}
 
 
 def test_one_in_a_hundred_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,7 +152,8 @@ def merged(compared: Numbers, analysed: Numbers) -> Numbers:
 def write_reasons(path: Path, reasons: dict[str, str]) -> None:
     """``results/reasons.json``: why a metric, or a whole part of the evaluation, is null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(reasons, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(reasons, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_tables(folder: Path, analysis: Analysis) -> None:

@@ -27,6 +27,14 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def as_written(text: str) -> str:
+    """A text from elsewhere, to be drawn letter by letter: matplotlib reads ``$`` as mathematics.
+
+    What has no encoding, as in the name of a file that is not UTF-8, becomes a question mark.
+    """
+    return text.encode(errors="replace").decode().replace("$", r"\$")
+
+
 def image_rows(rows: Sequence[tuple[str, Row]], title: str) -> Figure:
     """One labelled row of images for each entry; values in [0, 1] are clamped for display."""
     columns = max(len(images) for _, images in rows)

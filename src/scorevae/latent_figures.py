@@ -9,7 +9,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scorevae.figures import image_rows
+from scorevae.figures import as_written, image_rows
 from scorevae.latents import Accuracy, Direction, Groups, Images, Indices, Points, Spread
 
 MOST_NAMED = 20  # classes that a legend lists, and a colour map tells apart
@@ -46,8 +46,8 @@ def embedding(
     if labels is not None and len(values) <= MOST_NAMED:
         colours = plt.get_cmap("tab10" if len(values) <= 10 else "tab20")
         for index, value in enumerate(values):
-            name = (names or {}).get(int(value), str(value))
             x, y = points[labels == value].T
+            name = _name(int(value), names)
             axis.scatter(x, y, s=12, color=colours(index), label=name, linewidths=0)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     else:
@@ -74,9 +74,7 @@ def edits(
     names: Mapping[int, str] | None = None,
 ) -> Figure:
     """Each original, then its z moved by every strength along the direction."""
-    source, target = (
-        (names or {}).get(label, str(label)) for label in (direction.source, direction.target)
-    )
+    source, target = (_name(label, names) for label in (direction.source, direction.target))
     rows = [("", torch.cat([a[None], row])) for a, row in zip(originals, edited, strict=True)]
     figure = image_rows(rows, f"z moved along E[z|{target}] − E[z|{source}]")
     _name_columns(figure, ["original", *(f"{s:+g}" if s else "0" for s in strengths)])
@@ -111,6 +109,11 @@ def shuffled(originals: Images, own: Images, other: Images, donors: Images) -> F
         ("the other", donors),
     ]
     return image_rows(rows, "the same noise, decoded with the image's own z and with another's")
+
+
+def _name(label: int, names: Mapping[int, str] | None) -> str:
+    """What a label is called in a picture."""
+    return as_written((names or {}).get(label, str(label)))
 
 
 def _name_columns(figure: Figure, names: Sequence[str]) -> None:

@@ -144,7 +144,8 @@ def write(path: Path, report: Report) -> None:
     """Write the page, atomically."""
     page = render(report)
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        # Of a path that is not UTF-8, what has no encoding becomes a question mark.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def render(report: Report) -> str:
