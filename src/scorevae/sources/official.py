@@ -11,6 +11,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from scorevae.config import DataConfig
 from scorevae.data import SplitName
 from scorevae.errors import UserError
+from scorevae.randomness import derive_seed
 from scorevae.sources.arrays import SPLITS, DatasetWriter
 from scorevae.sources.downloads import (
     attempt,
@@ -27,10 +28,12 @@ from scorevae.sources.origin import Origin
 def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:
     """MNIST: 60,000 + 10,000 digits, 28×28, grey, from the four official gz files.
 
+    The order within a split is random, from ``split_seed``, so that any beginning of it is a fair
+    sample: the first half of the official test split is the harder one.
+
     Raises:
         UserError: a file is missing, altered or cannot be fetched.
     """
-    del settings
     resources: dict[str, str] = dict(datasets.MNIST.resources)
     if root is None:
         root = downloads_folder() / "MNIST" / "raw"
@@ -48,8 +51,10 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
         (raw / name).symlink_to(path.resolve())
     attempt("MNIST", ", ".join(resources), lambda: datasets.MNIST(str(base), download=True))
     for split, dataset in _both(datasets.MNIST, base):
-        writer.images(split, iter([dataset.data.numpy()[..., None]]))
-        writer.labels(split, dataset.targets.numpy())
+        rng = np.random.default_rng(derive_seed(settings.split_seed, "order", split))
+        order = rng.permutation(len(dataset.data))
+        writer.images(split, iter([dataset.data.numpy()[order, ..., None]]))
+        writer.labels(split, dataset.targets.numpy()[order])
     return Origin(
         source="MNIST (LeCun, Cortes, Burges), official files",
         licence="CC BY-SA 3.0",
