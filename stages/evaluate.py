@@ -11,6 +11,7 @@ from scorevae import evaluation
 from scorevae.analysis import Subject
 from scorevae.config import load_config
 from scorevae.data import class_names, load_split
+from scorevae.memory import explaining_memory
 from scorevae.model import ScoreVAE, VAEBaseline
 from scorevae.networks.vae import load_vae
 from scorevae.tracking import track
@@ -47,11 +48,18 @@ def main(
     vae = VAEBaseline(load_vae(models / "vae.safetensors"), batch=batch)
     subject = Subject(config, model, vae, train, test, reconstructions, class_names(data))
     outputs = evaluation.Outputs(**written)
+    steps: list[str] = []
+
+    def report(step: str) -> None:
+        steps.append(step)
+        click.echo(f"evaluate: {step}")
+
     with track("evaluate", config) as tracker:
-        compared, numbers = evaluation.evaluate(
-            subject, outputs, lpips=models / "lpips", curves=curves, params=params,
-            report_part=lambda part: click.echo(f"evaluate: {part}"),
-        )  # fmt: skip
+        with explaining_memory(lambda: evaluation.memory_remedy(config, steps[-1])):
+            compared, numbers = evaluation.evaluate(
+                subject, outputs, lpips=models / "lpips", curves=curves, params=params,
+                report_step=report,
+            )  # fmt: skip
         tracker.headline(evaluation.headline(numbers), outputs.artifacts())
     click.echo(evaluation.table(compared))
 

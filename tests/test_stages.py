@@ -14,6 +14,8 @@ import yaml
 from click.testing import CliRunner, Result
 from tiny import tiny_params, write_params
 
+from scorevae import evaluation
+from scorevae.analysis import PARTS
 from scorevae.checkpoint import FORMAT
 from stages import download, evaluate, reconstruct, train_encoder, train_prior, train_vae_baseline
 
@@ -294,6 +296,36 @@ def test_a_prior_of_another_process_is_refused(workspace: Path) -> None:
     result = run("train_encoder")
     assert result.exit_code == 1
     assert "models/digits/prior.safetensors: its sde is" in result.output
+    assert contents(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("step", "keys"),
+    [
+        ("comparison", r"presets.digits.test_images or evaluate.classifier_images (5000)"),
+        ("samplers", r"reconstruct.batch (250) or evaluate.samplers.images (2)"),
+        ("classifier_distances", r"reconstruct.batch (250) or evaluate.quality.images (6)"),
+        ("figures", r"reconstruct.batch (250) or evaluate.figure_images (3)"),
+    ],
+)
+def test_evaluation_without_memory_names_its_keys(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, step: str, keys: str
+) -> None:
+    """Catches a traceback, advice for another part, and outputs of a run that failed."""
+
+    def fail(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    if step in PARTS:
+        monkeypatch.setitem(PARTS, step, (fail, PARTS[step][1]))
+    else:
+        functions = {"comparison": "compare", "figures": "draw_figures"}
+        monkeypatch.setattr(evaluation, functions[step], fail)
+    before = contents(workspace)
+    result = run("evaluate")
+    assert result.exit_code == 1
+    error = "Error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); "
+    assert result.output.splitlines()[-1] == f"{error}in {step}, lower {keys}"
     assert contents(workspace) == before
 
 

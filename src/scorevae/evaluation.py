@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scorevae import figures
-from scorevae.analysis import Analysis, Numbers, Subject, analyse
+from scorevae.analysis import PARTS, Analysis, Numbers, Subject, analyse
 from scorevae.config import Config, EvaluateConfig
 from scorevae.data import Labels, Split
 from scorevae.files import replacing
@@ -33,6 +33,7 @@ from scorevae.sections import cards, sections
 
 Images = Float[Tensor, "batch channel height width"]
 TITLES = {"scorevae": "ScoreVAE", "vae": "VAE"}
+COMPARISON, FIGURES = "comparison", "figures"  # steps of the stage before and after PARTS
 
 
 def compare(
@@ -103,7 +104,7 @@ def evaluate(
     lpips: Path,
     curves: Path,
     params: Path,
-    report_part: Callable[[str], None],
+    report_step: Callable[[str], None],
 ) -> tuple[Numbers, Numbers]:
     """Compare, analyse, and write everything.
 
@@ -113,16 +114,18 @@ def evaluate(
         lpips: folder of the trunks.
         curves: folder of the training curves.
         params: the parameter file, for the page's commands.
-        report_part: called with the name of each part of the analysis.
+        report_step: called with COMPARISON, the name of each part of the analysis, and FIGURES.
 
     Returns:
         The comparison's numbers, and all of them.
     """
     config = subject.config
+    report_step(COMPARISON)
     judges, missing = open_judges(config, subject.train, lpips)
     compared = compare(subject.originals, subject.systems, judges, config.evaluate)
-    analysis = analyse(subject, report_part)
+    analysis = analyse(subject, report_step)
     numbers = merged(compared, analysis.numbers())
+    report_step(FIGURES)
     draw_figures(outputs.figures, subject, analysis, curves)
     write_errors(outputs.errors, subject.originals, subject.systems, subject.test.labels)
     write_tables(outputs.tables, analysis)
@@ -141,6 +144,20 @@ def evaluate(
     )
     write(outputs.page, page)
     return compared, numbers
+
+
+def memory_remedy(config: Config, step: str) -> str:
+    """What to lower where a step, named as it was reported, runs out of memory."""
+    settings, batch = config.evaluate, f"reconstruct.batch ({config.reconstruct.batch})"
+    if step in PARTS:
+        _, part = PARTS[step]
+        keys = [batch, f"evaluate.{part}.images ({getattr(settings, part).images})"]
+    elif step == FIGURES:
+        keys = [batch, f"evaluate.figure_images ({settings.figure_images})"]
+    else:
+        images = f"presets.{config.preset}.test_images"
+        keys = [images, f"evaluate.classifier_images ({settings.classifier_images})"]
+    return f"in {step}, lower {' or '.join(keys)}"
 
 
 def merged(compared: Numbers, analysed: Numbers) -> Numbers:

@@ -1,6 +1,6 @@
 """Out of memory, said in terms of the parameters that use it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,8 +9,10 @@ from scorevae.errors import UserError
 
 
 @contextmanager
-def explaining_memory(remedy: str) -> Iterator[None]:
+def explaining_memory(remedy: str | Callable[[], str]) -> Iterator[None]:
     """Turn a failed allocation, on a GPU or on the CPU, into a message that ends with the remedy.
+
+    A remedy that depends on how far the block came is called once memory has run out.
 
     Raises:
         UserError: memory ran out in the block.
@@ -21,7 +23,8 @@ def explaining_memory(remedy: str) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:200] or "no memory left"
-        raise UserError(f"out of memory ({reason}); {remedy}") from None
+        advice = remedy if isinstance(remedy, str) else remedy()
+        raise UserError(f"out of memory ({reason}); {advice}") from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
