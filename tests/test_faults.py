@@ -125,6 +125,23 @@ def test_second_trainer_is_refused_and_a_stale_lock_is_no_obstacle(place: Workpl
     assert "Traceback" not in stderr
 
 
+def test_two_processes_share_one_state(place: Workplace) -> None:
+    """Catches processes of one training that refuse each other, or that each write the result."""
+    weights = place.folder / "models/digits/vae.safetensors"
+    before = weights.read_bytes()
+    place.set(**{f"{VAE}.steps": 6})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, *command("train_vae_baseline")[1:]], cwd=place.folder, text=True,
+        env=place.environment | {"ACCELERATE_USE_CPU": "1"}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert weights.read_bytes() != before
+    curve = (place.folder / "results/curves/vae.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in curve] == ["step", "2", "2", "4", "4", "6", "6"]
+    assert not list(place.folder.glob("state/train_vae_baseline/*/*.pt"))
+
+
 OTHERS = [pytest.param(n, marks=pytest.mark.faults) for n in (signal.SIGTERM, signal.SIGINT)]
 
 

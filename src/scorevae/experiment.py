@@ -3,7 +3,7 @@
 import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from scorevae.files import replacing
 from scorevae.memory import explaining_memory
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
-from scorevae.state import StateFolder, code_of, resumable, state_key
+from scorevae.state import StateFolder, code_of, resumable, state_folder, state_key
 from scorevae.tracking import Tracker, track
 from scorevae.training import fit
 
@@ -86,10 +86,15 @@ class TrainingRun:
     def state(
         self, settings: Sequence[BaseModel | float | str], inputs: list[Path]
     ) -> Iterator[None]:
-        """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code."""
+        """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code.
+
+        Of several processes (``accelerate launch``) the main one holds the state for all.
+        """
         key = state_key([self.seed, self._flip, *settings], [*inputs, *code_of(self.stage)])
-        with resumable(self.stage, key) as folder:
-            self._state = folder
+        alone = self.accelerator.is_main_process
+        held = resumable(self.stage, key) if alone else nullcontext(state_folder(self.stage, key))
+        with held as self._state:
+            self.accelerator.wait_for_everyone()  # the main one may have removed an old state
             yield
 
     def build(self, construct: Callable[[], nn.Module]) -> nn.Module:

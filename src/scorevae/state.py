@@ -189,6 +189,11 @@ class StateFolder:
                     path.unlink()
 
 
+def state_folder(stage: str, key: str) -> StateFolder:
+    """Where the states of one computation lie, without holding them."""
+    return StateFolder(state_root() / stage / key, key)
+
+
 @contextmanager
 def resumable(stage: str, key: str) -> Iterator[StateFolder]:
     """Hold the state of one computation for this process alone.
@@ -203,13 +208,12 @@ def resumable(stage: str, key: str) -> Iterator[StateFolder]:
             is there to start the experiment again, and what the other one computes serves both.
         Interrupted: stopped from outside while waiting.
     """
-    folder = state_root() / stage / key
-    folder.mkdir(parents=True, exist_ok=True)
-    owner, record = folder / "owner", _record(stage)
-    with _held(FileLock(folder / "lock"), owner):
+    state, record = state_folder(stage, key), _record(stage)
+    state.folder.mkdir(parents=True, exist_ok=True)
+    owner = state.folder / "owner"
+    with _held(FileLock(state.folder / "lock"), owner):
         owner.write_text(str(os.getpid()))
-        _sweep(folder.parent)
-        state = StateFolder(folder, key)
+        _sweep(state.folder.parent)
         state.begin(record)
         yield state
         if "DVC_STAGE" in os.environ:
