@@ -182,14 +182,21 @@ def samplers(subject: Subject) -> Part:
         guidance=config.reconstruct.guidance,
         seed=config.seed,
     )
-    best = study.recommended(trials)
+    best, enough = min(trials, key=lambda trial: trial.l2), study.recommended(trials)
     note = (
-        f"Fewest evaluations no worse than the best L2, by 2 % or two standard errors of the "
-        f"difference over {len(best.distances)} images: {best.sampler} on the grid {best.grid} "
-        f"with {best.evaluations} (L2 {best.l2:.4f}, sharpness {best.sharpness:.3f})."
+        f"Best L2: {_described(best)}. Fewest evaluations whose L2 is within 2 % of it, or that "
+        f"{len(best.distances)} images cannot tell from it (two standard errors of the "
+        f"difference): {_described(enough)}."
     )
     rows = [trial.record() for trial in trials]
     return Part({}, {"samplers": rows}, {"samplers": study.sampler_figure(trials)}, [note])
+
+
+def _described(trial: study.Trial) -> str:
+    return (
+        f"{trial.sampler} on the grid {trial.grid} with {trial.evaluations} (L2 {trial.l2:.4f}, "
+        f"sharpness {trial.sharpness:.3f})"
+    )
 
 
 def guidance(subject: Subject) -> Part:
