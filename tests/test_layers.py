@@ -14,7 +14,7 @@ LAYERS = [
     {"files", "interruption", "memory", "yaml_file"},
     {"pretrained"},
     {"config"},
-    {"gaussian", "sde", "state"},
+    {"dvc_lock", "gaussian", "sde", "state"},
     {"checkpoint", "score"},
     {"networks.time"},
     {"networks.encoder", "networks.prior", "networks.vae"},

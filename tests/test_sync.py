@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
@@ -128,6 +129,11 @@ def recorded(folder: Path) -> dict[str, object]:
     return found
 
 
+def commit(patch: pytest.MonkeyPatch, letter: str) -> None:
+    """Let Git tell another commit from now on."""
+    patch.setattr(tracking, "_git_commit", lambda: letter * 40)
+
+
 def everything(folder: Path) -> list[object]:
     """All that sync could change, times included."""
     infos = [(dict(run.info), run.data.tags, run.data.params) for run in runs(folder)]
@@ -244,6 +250,143 @@ def test_times_are_those_of_the_training(workspace: Path) -> None:
     assert (child.info.start_time, child.info.end_time) == (losses[0], losses[-1])
 
 
+def test_commits_made_since_begin_no_other_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches everything recorded a second time because the results were committed meanwhile."""
+    commit(monkeypatch, "a")
+    run_live()
+    key, state = tracking.Execution(tiny_config()).key, everything(workspace)
+    commit(monkeypatch, "b")
+    for arguments in (["--dry-run"], []):
+        output = succeed(*arguments)
+        assert f"run {key} at " in output
+        assert "everything is recorded, nothing to add" in output
+    assert everything(workspace) == state
+
+
+def test_run_of_a_former_commit_is_completed(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a second parent for what the server missed, and another child for half a curve."""
+    commit(monkeypatch, "a")
+    run_live(("train_prior",))
+    phase, step, numbers = ROWS["train_vae_baseline"][1][0]
+    with track("train_vae_baseline", tiny_config()) as tracker:
+        tracker.record(step, {"loss": numbers["loss"]}, prefix=f"{phase}/")
+    commit(monkeypatch, "b")
+    lines = succeed().splitlines()
+    (vae,) = children(workspace, "train_vae_baseline")
+    assert lines[:-1] == [
+        f"added: train_vae_baseline: 1 of 2 points to run {vae.info.run_id}",
+        "added: train_encoder: 6 of 6 points in a new run",
+        "added: headline: 3 metrics and 3 files",
+    ]
+    found = parent(workspace)
+    assert (found.info.status, found.data.metrics["scorevae.l2"]) == ("FINISHED", 1.25)
+    (encoder,) = children(workspace, "train_encoder")
+    assert encoder.data.tags["mlflow.parentRunId"] == found.info.run_id
+    assert "nothing to add" in succeed()
+
+
+def test_parameters_lost_at_a_former_commit_are_added(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run that is not known again because a dying server lost its parameters."""
+    commit(monkeypatch, "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking.Execution, "complete_parameters", lambda *_: 0)
+        run_live()
+    commit(monkeypatch, "b")
+    wanted = tracking.Execution(tiny_config()).parameters
+    assert f"added: {len(wanted)} parameters" in succeed()
+    assert parent(workspace).data.params == wanted
+
+
+def test_evaluations_of_several_commits_stay_where_they_are(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches curves recorded anew beside a later evaluation, and one that replaces a former one.
+
+    The code of evaluate was changed and committed; DVC ran that stage alone, tracked or not.
+    """
+    commit(monkeypatch, "a")
+    run_live()
+    commit(monkeypatch, "b")
+    later = {**NUMBERS, "vae": {"l2": 0.5}}
+    (workspace / "results/metrics.json").write_text(json.dumps(later))
+    figures = [workspace / "results" / n for n in ("figures/samples.png", "errors.csv")]
+    with track("evaluate", tiny_config()) as tracker:
+        tracker.headline(
+            evaluation.headline(later), [*figures, workspace / "results/metrics.json"]
+        )
+    state = everything(workspace)
+    for letter in "bc":
+        commit(monkeypatch, letter)
+        assert "everything is recorded, nothing to add" in succeed()
+        assert everything(workspace) == state
+    (workspace / "results/metrics.json").write_text(json.dumps({"vae": {"l2": 0.25}}))
+    assert "train_" not in succeed()
+    parents = [run for run in runs(workspace) if tracking.PARENT_TAG in run.data.tags]
+    assert [run.data.metrics["vae.l2"] for run in parents] == [1 / 3, 0.5, 0.25]
+    assert [run.data.params for run in parents] == [parents[0].data.params] * 3
+
+
+def test_evaluation_that_lost_its_headline_gets_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches one that stays without metrics because a former commit's has the same numbers."""
+    commit(monkeypatch, "a")
+    run_live()
+    commit(monkeypatch, "b")
+    with track("evaluate", tiny_config()):
+        pass
+    lines = succeed().splitlines()
+    assert lines[:-1] == ["added: headline: 3 metrics and 3 files"]
+    parents = [run for run in runs(workspace) if tracking.PARENT_TAG in run.data.tags]
+    assert [run.data.metrics["vae.l2"] for run in parents] == [1 / 3] * 2
+    assert len(children(workspace, "train_prior")) == 1
+
+
+def test_others_with_the_same_parameters_are_left_alone(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a curve that lands in the run of another, who trains or trained the same thing."""
+    commit(monkeypatch, "a")
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(2, {"loss": 0.75}, prefix="prior/")
+    with track("train_encoder", tiny_config()):
+        pass
+    commit(monkeypatch, "b")
+    with track("train_vae_baseline", tiny_config()):
+        pass
+    theirs = {run.info.run_id: (run.info.status, run.data.metrics) for run in runs(workspace)}
+    commit(monkeypatch, "c")
+    succeed()
+    after = {run.info.run_id: (run.info.status, run.data.metrics) for run in runs(workspace)}
+    assert theirs.items() <= after.items()
+    key = tracking.Execution(tiny_config()).key
+    (own,) = [run for run in runs(workspace) if run.data.tags.get(tracking.PARENT_TAG) == key]
+    stages = [
+        run.info.run_name
+        for run in runs(workspace)
+        if run.data.tags.get("mlflow.parentRunId") == own.info.run_id
+    ]
+    assert sorted(stages) == sorted(ROWS)
+
+
+def test_applied_experiment_is_known_without_its_name(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an experiment recorded again after `dvc exp apply` and a commit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "grave-fate")
+        run_live()
+    commit(monkeypatch, "b")
+    assert "run grave-fate at " in succeed()
+    assert parent(workspace).info.run_name == "grave-fate"
+
+
 def test_dry_run_writes_nothing(workspace: Path) -> None:
     """Catches a database, an experiment, a run or a point made by asking."""
     run_live(("train_prior",))
@@ -282,6 +425,108 @@ def test_experiment_of_other_parameters_is_refused(workspace: Path) -> None:
     assert "the run grave-fate in MLflow has other parameters" in result.output
     assert "(beta: 0.02)" in result.output
     assert everything(workspace) == state
+
+
+def write_lock(folder: Path, *stages: str) -> None:
+    """A dvc.lock as DVC would write it after these stages ran with the parameters of now."""
+    tree = tiny_params()
+    digits = tree["presets"]["digits"]
+    known = {
+        "train_prior": (
+            {"sde": tree["sde"], "presets.digits.prior": digits["prior"]},
+            [], ["models/digits/prior.safetensors", "results/curves/prior.csv"],
+        ),
+        "train_encoder": (
+            {"beta": tree["beta"], "sde": tree["sde"], "presets.digits.latent": digits["latent"]},
+            ["models/digits/prior.safetensors"],
+            ["models/digits/encoder.safetensors", "results/curves/encoder.csv"],
+        ),
+        "evaluate": (
+            {"evaluate": tree["evaluate"], "presets.digits.test_images": digits["test_images"]},
+            ["models/digits/encoder.safetensors", "src/scorevae/metrics.py"],
+            ["results/metrics.json"],
+        ),
+    }  # fmt: skip
+    locked = {
+        stage: {
+            "cmd": f"python stages/{stage}.py",
+            "deps": [{"path": path, "hash": "md5", "md5": "0"} for path in reads],
+            "params": {"params.yaml": params},
+            "outs": [{"path": path, "hash": "md5", "md5": "0", "size": 1} for path in writes],
+        }
+        for stage, (params, reads, writes) in known.items()
+        if stage in stages
+    }
+    (folder / "dvc.lock").write_text(
+        yaml.safe_dump({"schema": "2.0", "stages": locked}, sort_keys=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0.02}, "beta: 0.01 in dvc.lock, now 0.02"),
+        (
+            {"sde.t_min": 0.1, "presets.digits.prior.training.steps": 5},
+            "sde.t_min: 0.001 in dvc.lock, now 0.1; "
+            "presets.digits.prior.training.steps: 4 in dvc.lock, now 5",
+        ),
+        ({"presets.digits.test_images": 7}, "test_images: None in dvc.lock, now 7"),
+        ({"evaluate.guidance.weights": [1.0]}, "weights: [0.0, 1.0] in dvc.lock, now [1.0]"),
+    ],
+)
+def test_results_of_other_parameters_are_refused(
+    workspace: Path, changes: dict[str, object], message: str
+) -> None:
+    """Catches results recorded in a run of parameters that were edited since; one told twice."""
+    write_lock(workspace, "train_prior", "train_encoder", "evaluate")
+    write_params(workspace / "params.yaml", tiny_params(**changes))
+    result = invoke("--name", "grave-fate")
+    assert result.exit_code == 1
+    remedy = "; run `dvc repro`, or restore params.yaml\n"
+    assert result.output.startswith("Error: params.yaml: not the parameters that made results (")
+    assert result.output.count(message) == 1
+    assert result.output.endswith(f"){remedy}")
+    assert runs(workspace) == []
+
+
+def test_metrics_are_of_the_parameters_upstream(workspace: Path) -> None:
+    """Catches old metrics recorded beside a new β while the encoder is being trained anew."""
+    write_lock(workspace, "train_prior", "train_encoder", "evaluate")
+    write_params(workspace / "params.yaml", tiny_params(beta=0.02))
+    (workspace / "results/curves/encoder.csv").unlink()
+    assert "beta: 0.01 in dvc.lock, now 0.02" in invoke().output
+    (workspace / "results/metrics.json").unlink()
+    assert "train_prior: 8 of 8 points in a new run" in succeed()
+
+
+@pytest.mark.parametrize("form", ["1.0e-2", "1e-2", "+.01", "0.010"])
+def test_the_same_number_written_otherwise_is_no_edit(workspace: Path, form: str) -> None:
+    """Catches a refusal because DVC writes 0.01 where params.yaml says 1e-2."""
+    write_lock(workspace, "train_prior", "train_encoder", "evaluate")
+    text = (workspace / "params.yaml").read_text()
+    assert "beta: 0.01\n" in text
+    (workspace / "params.yaml").write_text(text.replace("beta: 0.01\n", f"beta: {form}\n"))
+    assert "added: " in succeed()
+
+
+def test_parameters_that_made_none_of_the_results_may_differ(workspace: Path) -> None:
+    """Catches a refusal for stages whose results are elsewhere or were made without DVC."""
+    write_lock(workspace, "evaluate")
+    write_params(workspace / "params.yaml", tiny_params(beta=0.02))
+    assert "added: " in succeed()
+    shutil.copytree(workspace / "results", workspace / "copy/results")
+    write_params(workspace / "params.yaml", tiny_params(**{"evaluate.figure_images": 4}))
+    assert "added: " in succeed("--results", "copy/results")
+
+
+def test_damaged_lock_is_refused(workspace: Path) -> None:
+    """Catches a traceback at what a merge left of dvc.lock."""
+    for text in ("<<<<<<< HEAD\n", "", "stages: {evaluate: {outs: [1]}}"):
+        (workspace / "dvc.lock").write_text(text)
+        result = invoke()
+        assert result.exit_code == 1
+        assert result.output.startswith(f"Error: {workspace / 'dvc.lock'}: ")
 
 
 def test_what_is_missing_is_named(workspace: Path) -> None:

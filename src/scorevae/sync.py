@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scorevae.config import Config, load_config
+from scorevae.dvc_lock import check_parameters
 from scorevae.errors import UserError
 from scorevae.tracking import (
     FIGURES,
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PATH = click.Path(path_type=Path)
+Identities = set[tuple[str, int, float]]  # of points, see identities()
 CURVES = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
 SYNCED = {"scorevae.synced": "true"}  # marks a run that was recorded afterwards
 NAME_HELP = (
     "the experiment or run, as DVC and MLflow show it; default: DVC_EXP_NAME, else the run of "
-    "this commit and these parameters"
+    "these parameters that holds these results, else a new one"
 )
 LARGEST = sys.float_info.max  # what MLflow stores for infinity
 
@@ -70,6 +72,7 @@ def main() -> None:
 def sync(params: Path, results: Path, name: str | None, dry_run: bool) -> None:
     """Record in MLflow what is in the results and not there yet."""
     config = load_config(params)
+    check_parameters(results, params)
     curves, headline, absent = read_results(results, config)
     for reason in absent:
         click.echo(f"left out: {reason}")
@@ -80,34 +83,72 @@ def sync(params: Path, results: Path, name: str | None, dry_run: bool) -> None:
     load_mlflow()
     execution = Execution(config, name)
     with server_errors(execution), execution.lock():
-        lines = _Completion(execution, dry_run=dry_run).run(curves, headline)
+        completion = _Completion(execution, dry_run=dry_run)
+        lines = completion.run(curves, headline)
     for line in lines:
         click.echo(f"{'would add' if dry_run else 'added'}: {line}")
-    where = f"run {execution.key} at {one_line(execution.uri)}"
+    where = f"run {completion.name} at {one_line(execution.uri)}"
     click.echo(where if lines else f"{where}: everything is recorded, nothing to add")
 
 
+@dataclass(frozen=True)
+class _Parent:
+    """A run that is there, and what it holds of the results."""
+
+    run: "Run"
+    children: dict[str, "tuple[Run, Identities]"]  # by stage: the one that holds most, and what
+    shows: bool  # all metrics of the headline
+    contradicts: bool  # it has other numbers in the place of a curve or of the headline
+
+    @property
+    def holds(self) -> int:
+        """How many points."""
+        return sum(len(recorded) for _, recorded in self.children.values())
+
+
 class _Completion:
-    """Adds what is missing to the runs of one execution; each step tells in a line what it did."""
+    """Adds what is missing to the runs of one execution; each step tells in a line what it did.
+
+    Results are committed after they were made. Runs of the same parameters that were begun at
+    another commit, or under a name, therefore count too where they hold some of these results.
+    """
 
     def __init__(self, execution: Execution, *, dry_run: bool) -> None:
         self._execution = execution
         self._dry_run = dry_run
         self._lines: list[str] = []
+        self._parent = ""  # the run of what no other run holds; none yet
+        self.name = execution.key  # its name
 
     def run(self, curves: list[Curve], headline: Headline | None) -> list[str]:
         """Complete the parent's parameters, each stage's run, then what ends the parent."""
-        found = None
-        if not (self._dry_run and self._execution.database_is_absent()):
-            found = self._execution.find_parent(any_parameters=True)
-        if found is not None:
-            self._check_parameters(found)
-        parent = self._parent(found)
+        own, others = self._look(curves, headline)
+        home = own or _fullest(others)
+        if home is not None:
+            self._complete(home.run)
         for curve in curves:
-            self._curve(parent, curve)
+            self._curve(curve, _child(curve.stage, home, others))
         if headline is not None:
-            self._headline(parent, found, headline)
+            shown = self._shown(own, others) or home
+            self._headline(headline, None if shown is None else shown.run)
         return self._lines
+
+    def _look(
+        self, curves: list[Curve], headline: Headline | None
+    ) -> tuple[_Parent | None, list[_Parent]]:
+        """The run of this execution, and the similar ones unless a name was asked for."""
+        execution = self._execution
+        if self._dry_run and execution.database_is_absent():
+            return None, []
+        own = execution.find_parent(any_parameters=True)
+        if own is not None:
+            self._check_parameters(own)
+        similar = [] if execution.name else execution.similar_parents()
+        others = [run for run in similar if own is None or run.info.run_id != own.info.run_id]
+        return (
+            None if own is None else self._look_at(own, curves, headline),
+            [self._look_at(run, curves, headline) for run in others],
+        )
 
     def _check_parameters(self, found: "Run") -> None:
         other = self._execution.other_parameters(found)
@@ -118,35 +159,64 @@ class _Completion:
                 f"results ({there}); check out what belongs to it, or name another with --name"
             )
 
-    def _parent(self, found: "Run | None") -> str | None:
-        """The parent with all its parameters; None if it would have to be created."""
+    def _look_at(self, run: "Run", curves: list[Curve], headline: Headline | None) -> _Parent:
         execution = self._execution
-        recorded = found.data.params if found is not None else {}
-        lacking = len(execution.parameters.keys() - recorded.keys())
+        children, contradicts = {}, False
+        for curve in curves:
+            found = [
+                (child, identities(execution.history(child)))
+                for child in execution.children(run.info.run_id, curve.stage)
+            ]
+            best = closest(found, identities(curve.points))
+            if best is not None:
+                children[curve.stage] = best
+            recorded = any(points for _, points in found)
+            contradicts |= recorded and (best is None or not best[1])
+        numbers = {} if headline is None else headline.numbers
+        there = run.data.metrics
+        shows = bool(numbers) and all(there.get(name) == x for name, x in numbers.items())
+        contradicts |= bool(numbers and there) and not shows
+        return _Parent(run, children, shows, contradicts)
+
+    def _shown(self, own: _Parent | None, others: list[_Parent]) -> _Parent | None:
+        """The run of the evaluation: one that began here, else one that agrees."""
+        if own is not None and (
+            own.run.data.metrics or self._execution.children(own.run.info.run_id, "evaluate")
+        ):
+            return own
+        return next((other for other in others if other.shows and not other.contradicts), None)
+
+    def _complete(self, run: "Run") -> None:
+        """Continue a parent, with all its parameters."""
+        self._parent, self.name = str(run.info.run_id), str(run.info.run_name)
+        lacking = len(self._execution.parameters.keys() - run.data.params.keys())
         if lacking:
             self._lines.append(f"{lacking} parameters")
-        if self._dry_run:
-            return None if found is None else str(found.info.run_id)
-        parent = execution.create_parent() if found is None else str(found.info.run_id)
-        execution.complete_parameters(parent, found)
-        return parent
+        if not self._dry_run:
+            self._execution.complete_parameters(self._parent, run)
 
-    def _curve(self, parent: str | None, curve: Curve) -> None:
+    def _begin(self) -> str:
+        """The parent, a new one if none is there; in a dry run its name."""
         execution = self._execution
-        runs = [] if parent is None else execution.children(parent, curve.stage)
-        found = closest(
-            [(run, identities(execution.history(run))) for run in runs], identities(curve.points)
-        )
+        if not self._parent:
+            self._lines.append(f"{len(execution.parameters)} parameters")
+            self._parent = execution.key if self._dry_run else execution.create_parent()
+            if not self._dry_run:
+                execution.complete_parameters(self._parent, None)
+        return self._parent
+
+    def _curve(self, curve: Curve, found: "tuple[Run, Identities] | None") -> None:
+        execution = self._execution
         run, recorded = found if found is not None else (None, set())
         missing = [p for p in curve.points if identities([p]).isdisjoint(recorded)]
         whole = run is not None and execution.holds(run.info.run_id, curve.path, None)
         if run is not None and whole and not missing and run.info.status == "FINISHED":
             return
+        parent = "" if run is not None else self._begin()
         of = f"to run {run.info.run_id}" if run is not None else "in a new run"
         self._lines.append(f"{curve.stage}: {len(missing)} of {len(curve.points)} points {of}")
         if self._dry_run:
             return
-        assert parent is not None, "only a dry run creates no parent"
         times = [time for _, _, time, _ in curve.points]
         identity = (
             run.info.run_id
@@ -158,31 +228,52 @@ class _Completion:
             execution.upload(identity, curve.path, None)
         execution.client.set_terminated(identity, "FINISHED", max(times))
 
-    def _headline(self, parent: str | None, found: "Run | None", headline: Headline) -> None:
+    def _headline(self, headline: Headline, run: "Run | None") -> None:
         execution = self._execution
-        recorded = {} if found is None else found.data.metrics
+        recorded = {} if run is None else run.data.metrics
         numbers = {k: v for k, v in headline.numbers.items() if recorded.get(k) != v}
         files = [
             path
             for path in headline.files
-            if parent is None or not execution.holds(parent, path, FIGURES)
+            if run is None or not execution.holds(run.info.run_id, path, FIGURES)
         ]
-        ended = found is not None and found.info.status == "FINISHED"
-        if ended and not numbers and not files:
+        if run is not None and run.info.status == "FINISHED" and not numbers and not files:
             return
+        parent = self._begin() if run is None else str(run.info.run_id)
         self._lines.append(f"headline: {len(numbers)} metrics and {len(files)} files")
         if self._dry_run:
             return
-        assert parent is not None, "only a dry run creates no parent"
         execution.headline(parent, numbers)
         for path in files:
             execution.upload(parent, path, FIGURES)
         execution.client.set_terminated(parent, "FINISHED")
 
 
+def _fullest(others: list[_Parent]) -> _Parent | None:
+    """The run that holds most of the results, and nothing else in their place."""
+    fitting = [other for other in others if not other.contradicts and (other.holds or other.shows)]
+    return max(fitting, key=lambda other: other.holds, default=None)
+
+
+def _child(
+    stage: str, home: _Parent | None, others: list[_Parent]
+) -> "tuple[Run, Identities] | None":
+    """A stage's run that holds most: in the parent at home, or with a point elsewhere.
+
+    An empty one fits everything; elsewhere it may be that of somebody who trains right now.
+    """
+    near = [] if home is None else [home]
+    found = [
+        parent.children[stage]
+        for parent in (*near, *others)
+        if stage in parent.children and (parent is home or parent.children[stage][1])
+    ]
+    return max(found, key=lambda child: len(child[1]), default=None)
+
+
 def closest(
-    runs: "list[tuple[Run, set[tuple[str, int, float]]]]", wanted: set[tuple[str, int, float]]
-) -> "tuple[Run, set[tuple[str, int, float]]] | None":
+    runs: "list[tuple[Run, Identities]]", wanted: Identities
+) -> "tuple[Run, Identities] | None":
     """The run that holds most of what is wanted and nothing else; the newest of equals.
 
     One with other numbers is another attempt (killed, then resumed a little earlier): to complete
@@ -192,7 +283,7 @@ def closest(
     return max(own, key=lambda pair: len(pair[1]), default=None)
 
 
-def identities(points: list[Point]) -> set[tuple[str, int, float]]:
+def identities(points: list[Point]) -> Identities:
     """What makes a point the same one: its metric, step and value, not the time of its recording.
 
     MLflow stores infinity as the largest number. A NaN equals nothing: its place is taken by

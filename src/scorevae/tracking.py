@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "scorevae"
 PARENT_TAG = "scorevae.execution"
 FLUSH_SECONDS = 30.0  # how long a finished stage waits for the last records to arrive
+MOST = 50_000  # runs that MLflow finds at once
 LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
 
 # Read by MLflow at import. Its own defaults keep one call to a dead server for four minutes.
@@ -194,7 +195,8 @@ class Execution:
     """The runs of one pipeline execution in MLflow: a parent, and a child for each stage.
 
     The execution is known by DVC's name of the experiment, else by commit and parameters. Stages
-    that run on different days therefore share their parent.
+    that run on different days therefore share their parent. Results outlive the commit at which
+    they were made: :meth:`similar_parents`.
     """
 
     def __init__(self, config: Config, name: str | None = None) -> None:
@@ -204,8 +206,9 @@ class Execution:
         self.parameters = flatten(_resolved(config))
         self.commit = _git_commit()
         digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
-        name = name or os.environ.get("DVC_EXP_NAME")
-        self.key = name or f"{self.commit[:10]}-{digest[:8]}"
+        self.name = name or os.environ.get("DVC_EXP_NAME")
+        self._digest = f"-{digest[:8]}"
+        self.key = self.name or f"{self.commit[:10]}{self._digest}"
 
     def lock(self) -> FileLock:
         """Hold it to find or create.
@@ -233,13 +236,31 @@ class Execution:
         A name that was used again for other parameters (``dvc exp run --force``) means another
         execution, unless ``any_parameters``.
         """
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return None
-        where = f"tags.`{PARENT_TAG}` = '{self.key}'"
-        found: list[Run] = self.client.search_runs([experiment.experiment_id], where)
+        found = self._search(f"tags.`{PARENT_TAG}` = '{self.key}'")
         same = (run for run in found if any_parameters or not self.other_parameters(run))
         return next(same, None)
+
+    def similar_parents(self) -> "list[Run]":
+        """The runs of these parameters at whatever commit, under whatever name, the newest first.
+
+        One that lost parameters to a dying server still has its key.
+        """
+        return [
+            run
+            for run in self._search(f"tags.`{PARENT_TAG}` LIKE '%'")
+            if not self.other_parameters(run)
+            and (
+                run.data.params.keys() == self.parameters.keys()
+                or run.data.tags[PARENT_TAG].endswith(self._digest)
+            )
+        ]
+
+    def _search(self, where: str) -> "list[Run]":
+        """The runs for which a condition holds, the newest first; none without an experiment."""
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        return list(self.client.search_runs([experiment.experiment_id], where, max_results=MOST))
 
     def other_parameters(self, run: "Run") -> list[str]:
         """Names of the parameters whose values in a run are not those of this execution."""
@@ -264,8 +285,7 @@ class Execution:
 
     def children(self, parent: str, stage: str) -> "list[Run]":
         """The runs of one stage, the newest first."""
-        where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'"
-        return list(self.client.search_runs([self._experiment()], where))
+        return self._search(f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'")
 
     def create_child(
         self, parent: str, stage: str, tags: dict[str, str], start: int | None = None
