@@ -544,6 +544,45 @@ def test_what_is_missing_is_named(workspace: Path) -> None:
     assert list(names.values()) == ["RUNNING"]  # the parent: not evaluated yet
 
 
+WARM_START = "presets.digits.encoder.warm_start.training.steps"
+OBJECTIVE = "presets.digits.encoder.training.steps"
+
+
+def test_training_without_steps_has_nothing_to_record(workspace: Path) -> None:
+    """Catches a traceback at a curve without rows, and a run without points for it."""
+    params = tiny_params(**{"presets.digits.vae.training.steps": 0})
+    write_params(workspace / "params.yaml", params)
+    (workspace / "results/curves/vae.csv").write_text("phase,step\n")
+    output = succeed()
+    assert "left out" not in output
+    assert "train_vae_baseline" not in output
+    assert children(workspace, "train_vae_baseline") == []
+    assert len(children(workspace, "train_encoder")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "outcome"),
+    [
+        ({OBJECTIVE: 0}, slice(1), "added: train_encoder: 2 of 2 points"),
+        ({WARM_START: 0}, slice(1, 3), "added: train_encoder: 4 of 4 points"),
+        ({OBJECTIVE: 0, WARM_START: 0}, slice(0), None),
+        ({OBJECTIVE: 0, WARM_START: 8}, slice(1), "left out: {}: ends at step 4 of 8; run"),
+        ({}, slice(1), "left out: {}: ends at step 4 of warm_start, not 4 of objective; run"),
+        ({}, slice(0), "left out: {}: ends at step 0 of 4; run"),
+    ],
+)
+def test_encoder_ends_with_the_last_phase_that_has_steps(
+    workspace: Path, changes: dict[str, object], rows: slice, outcome: str | None
+) -> None:
+    """Catches a whole curve left out, and one killed between its phases that passes for whole."""
+    write_params(workspace / "params.yaml", tiny_params(**changes))
+    path = "results/curves/encoder.csv"
+    write_curve(workspace / path, ROWS["train_encoder"][1][rows])
+    lines = [line for line in succeed().splitlines()[:-1] if "encoder" in line]
+    assert len(lines) == (outcome is not None)
+    assert "".join(lines).startswith((outcome or "").format(path))
+
+
 def test_nothing_to_record(workspace: Path) -> None:
     """Catches an empty run, and a success, where the folder is the wrong one."""
     result = invoke("--results", "elsewhere")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scorevae.config import Config, load_config
+from scorevae.config import Config, PresetConfig, load_config
 from scorevae.dvc_lock import check_parameters
 from scorevae.errors import UserError
 from scorevae.tracking import (
@@ -302,12 +302,7 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
     Raises:
         UserError: a file that is not what its stage writes.
     """
-    preset = config.selected
-    steps = {
-        "train_prior": preset.prior.training.steps,
-        "train_vae_baseline": preset.vae.training.steps,
-        "train_encoder": preset.encoder.training.steps,
-    }
+    ends = _ends(config.selected)
     curves, absent = [], []
     for stage, name in CURVES.items():
         path = results / "curves" / f"{name}.csv"
@@ -315,11 +310,13 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
             absent.append(f"{path}: no such file; {stage} writes it")
             continue
         points = read_curve(path)
-        last = points[-1][3] if points else 0
-        if last == steps[stage]:
+        phase, steps = ends[stage]
+        at, last = (points[-1][0].partition("/")[0], points[-1][3]) if points else (phase, 0)
+        if (at, last) != (phase, steps):
+            wanted = f"of {steps}" if at == phase else f"of {at}, not {steps} of {phase}"
+            absent.append(f"{path}: ends at step {last} {wanted}; run `dvc repro`")
+        elif points:
             curves.append(Curve(stage, path, points))
-        else:
-            absent.append(f"{path}: ends at step {last} of {steps[stage]}; run `dvc repro`")
     metrics = results / "metrics.json"
     if not metrics.exists():
         return curves, None, [*absent, f"{metrics}: no such file; evaluate writes it"]
@@ -328,6 +325,17 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
     absent += [f"{path}: no such file; evaluate writes it" for path in files if not path.exists()]
     headline = Headline(_read_metrics(metrics), [path for path in files if path.exists()])
     return curves, headline, absent
+
+
+def _ends(preset: PresetConfig) -> dict[str, tuple[str, int]]:
+    """The phase and step at which each stage's curve ends; a phase without steps has no rows."""
+    warm_start, objective = preset.encoder.warm_start.training.steps, preset.encoder.training.steps
+    skipped = objective == 0 and warm_start > 0
+    return {
+        "train_prior": ("prior", preset.prior.training.steps),
+        "train_vae_baseline": ("vae", preset.vae.training.steps),
+        "train_encoder": ("warm_start", warm_start) if skipped else ("objective", objective),
+    }
 
 
 def _read_metrics(path: Path) -> dict[str, float]:
