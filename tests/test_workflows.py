@@ -6,13 +6,14 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,42 @@ def test_home_inside_the_checkout_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is inside the checkout" in done.stderr
     assert not (tmp_path / "kept").exists()
+
+
+def prepare(checkout: Path, kept: Path) -> None:
+    """Prepare a job in a checkout, as actions/checkout leaves it; then look where records go."""
+    checkout.mkdir()
+    link_environment(checkout)
+    dvc = Path(sys.executable).parent / "dvc"
+    subprocess.run([dvc, "init", "--quiet", "--no-scm"], cwd=checkout, check=True)
+    variables = checkout / "variables"
+    done = script(
+        "prepare.sh", checkout, {"SCOREVAE_HOME": str(kept), "GITHUB_ENV": str(variables)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"MLFLOW_TRACKING_URI=sqlite:///{kept}/mlflow.db\n" in variables.read_text()
+    # MLflow keeps a connection to a file that was moved away.
+    with closing(sqlite3.connect(kept / "mlflow.db")) as connection:
+        experiments = dict(connection.execute("SELECT name, artifact_location FROM experiments"))
+    assert experiments[EXPERIMENT] == (kept / "mlartifacts").as_uri()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["nothing", "mlartifacts", "mlflow.db"])
+def test_jobs_prepare_after_one_another(lost: str, tmp_path: Path, empty_database: Path) -> None:
+    """Catches jobs that fail ever after one was killed, and artifacts put into the checkout.
+
+    The first job finds what one left that was killed before it made the experiment; the second
+    what one left that was killed after that, or a database that was deleted without its artifacts.
+    """
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(empty_database, kept / "mlflow.db")
+    prepare(tmp_path / "first", kept)
+    (kept / "mlartifacts").mkdir(exist_ok=True)
+    if lost != "nothing":
+        (kept / lost).rename(tmp_path / "lost")
+    prepare(tmp_path / "second", kept)
 
 
 @pytest.mark.slow

@@ -20,12 +20,18 @@ dvc config --local cache.dir "$kept/cache"
 tracking=${MLFLOW_TRACKING_URI:-}
 if [[ -z $tracking ]]; then
   tracking=sqlite:///$kept/mlflow.db
-  # Where artifacts go is fixed when the experiment is made, by default inside the checkout.
-  if [[ ! -d $kept/mlartifacts ]]; then
-    MLFLOW_TRACKING_URI=$tracking mlflow experiments create --experiment-name scorevae \
-      --artifact-location "file://$kept/mlartifacts"
-    mkdir "$kept/mlartifacts"
-  fi
+  # Where artifacts go is fixed when the experiment is made, by default inside the checkout. MLflow
+  # is asked: a folder does not tell whether a job was killed before or after the experiment.
+  python -c '
+import sys
+from pathlib import Path
+from mlflow import MlflowClient
+
+uri, artifacts = sys.argv[1:]
+client = MlflowClient(tracking_uri=uri)
+if client.get_experiment_by_name("scorevae") is None:
+    client.create_experiment("scorevae", artifact_location=Path(artifacts).as_uri())
+' "$tracking" "$kept/mlartifacts"
 fi
 
 {
