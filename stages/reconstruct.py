@@ -44,7 +44,10 @@ def main(
     inputs = [data, *weights, *code_of("reconstruct")]
     key = state_key([config.seed, settings, sampling, len(images)], inputs)
     remedy = f"lower reconstruct.batch ({settings.batch})"
-    with track("reconstruct", config) as tracker, resumable("reconstruct", key) as state:
+    with (
+        track("reconstruct", config) as tracker,
+        resumable("reconstruct", key, repeats=True) as state,
+    ):
         for path in weights:
             tracker.weights("read", path)
         with explaining_memory(remedy), replacing(output) as temporary:

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 
@@ -141,6 +141,38 @@ def test_finished_states_serve_until_dvc_has_recorded(
     assert compute() == [{"step": 2}, {"step": 2}]
 
 
+def test_equal_outputs_are_told_by_the_time_of_recording(under_dvc: Path) -> None:
+    """Catches a --force that computes nothing because the recorded bytes are the same."""
+    lock = under_dvc / "dvc.lock"
+    lock.write_text("stages: {}")
+    for seconds in (1, 2):
+        os.utime(lock, (seconds, seconds))
+        for found in (None, torch.arange(2.0)):
+            with resumable("reconstruct", "key", repeats=True) as folder:
+                kept = folder.batches().load(slice(0, 2))
+                assert kept is None if found is None else torch.equal(kept, found)
+                folder.batches().save(slice(0, 2), torch.arange(2.0))
+
+
+def test_finished_states_do_not_serve_for_ever(under_dvc: Path) -> None:
+    """Catches a result of long ago in the place of one that was asked for."""
+    compute()
+    (finished,) = state_root().glob("stage/*/finished")
+    os.utime(finished, (0, 0))
+    assert compute() == [None, None]
+
+
+def test_full_disk_at_the_end_loses_nothing(under_dvc: Path) -> None:
+    """Catches a mark that is begun and not written, and then taken for another record."""
+    with resumable("stage", "key") as folder:
+        folder.file("objective").save({"step": 2})
+        stack = ExitStack()
+        stack.enter_context(disk_of(0))
+    stack.close()
+    assert {path.name for path in folder.folder.iterdir()} == {"objective.pt", "lock", "owner"}
+    assert compute() == [None, {"step": 2}]
+
+
 def test_finished_states_are_kept_once(under_dvc: Path) -> None:
     """Catches twice the disk that one finished training needs."""
     compute()
@@ -149,7 +181,7 @@ def test_finished_states_are_kept_once(under_dvc: Path) -> None:
     assert kept == {"warm_start.pt", "objective.pt", "finished", "lock", "owner"}
 
 
-def test_finished_states_are_swept_after_a_day(under_dvc: Path) -> None:
+def test_finished_states_are_swept_after_days(under_dvc: Path) -> None:
     """Catches a disk that fills up, and a sweep of what is unfinished, recent or in use."""
     for key in ("old", "recent", "held", "unfinished"):
         compute(key)
@@ -170,6 +202,7 @@ def test_copy_of_the_repository_waits(
     compute()
     monkeypatch.setenv("DVC_ROOT", str(under_dvc.parent))
     monkeypatch.setenv("SCOREVAE_STATE", str(state_root()))
+    (under_dvc / "dvc.lock").write_text("stages: {stage: {}}")  # of another baseline
     lock = FileLock(state_root() / "stage" / "key" / "lock", thread_local=False)
     lock.acquire()
     Timer(0.2, lock.release).start()

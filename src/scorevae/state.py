@@ -23,7 +23,7 @@ from scorevae.files import lasting_folder, replacing, sha256
 from scorevae.interruption import Interrupted, stop_requests
 
 FINISHED = "finished"  # marks a folder whose computation is done; holds what DVC had recorded then
-KEPT_SECONDS = 86_400.0  # how long such a folder is kept for a DVC that might not have recorded it
+KEPT_SECONDS = 3 * 86_400.0  # how long that folder serves a DVC that has not recorded the output
 
 
 def state_key(settings: Sequence[BaseModel | float | str], inputs: list[Path]) -> str:
@@ -151,16 +151,18 @@ class StateFolder:
         """The finished batches."""
         return BatchFolder(self.folder)
 
-    def begin(self, record: str) -> None:
+    def begin(self, record: str, *, waited: bool = False) -> None:
         """Look at what a former run of the same computation left.
 
         Args:
-            record: DVC's entry for the stage, as it is now. Another one than when the former run
-                finished means that DVC has recorded a result since: this run is to compute anew.
+            record: what DVC has recorded of the stage, as it is now. Something else than when the
+                former run began means that it has recorded a result since: compute anew.
+            waited: for the former run to finish, to share what it computes.
         """
         if not self._finished.exists():
             return
-        if self._finished.read_text(encoding="utf-8") == record:
+        same = self._finished.read_text(encoding="utf-8") == record
+        if waited or (same and time.time() - self._finished.stat().st_mtime < KEPT_SECONDS):
             print(f"{self.folder}: finished before, not recorded by DVC; used now", flush=True)
         else:
             self.discard()
@@ -174,9 +176,10 @@ class StateFolder:
         Args:
             record: as it was for :meth:`begin`.
         """
-        with suppress(OSError):  # without the mark they count as a run that was interrupted
-            self._finished.write_text(record, encoding="utf-8")
         self._unlink("*.previous.pt")
+        # Whole or not at all: without the mark they count as a run that was interrupted.
+        with suppress(OSError, UserError), replacing(self._finished) as temporary:
+            temporary.write_text(record, encoding="utf-8")
 
     def discard(self) -> None:
         """Forget everything; never raises."""
@@ -195,12 +198,18 @@ def state_folder(stage: str, key: str) -> StateFolder:
 
 
 @contextmanager
-def resumable(stage: str, key: str) -> Iterator[StateFolder]:
+def resumable(stage: str, key: str, *, repeats: bool = False) -> Iterator[StateFolder]:
     """Hold the state of one computation for this process alone.
 
     The operating system frees the lock of a process that has ended, however it ended. Once the
     block has succeeded, the states are kept only for DVC, which might not come to record the
     output; see :meth:`StateFolder.finish`.
+
+    Args:
+        stage: as dvc.yaml calls it.
+        key: of the computation, see :func:`state_key`.
+        repeats: whether a second run writes the same bytes, so that DVC's entry stays the same;
+            a training's curve holds seconds.
 
     Raises:
         UserError: another process holds it; the message names its pid. In a copy of the
@@ -208,13 +217,13 @@ def resumable(stage: str, key: str) -> Iterator[StateFolder]:
             is there to start the experiment again, and what the other one computes serves both.
         Interrupted: stopped from outside while waiting.
     """
-    state, record = state_folder(stage, key), _record(stage)
+    state, record = state_folder(stage, key), _record(stage, repeats)
     state.folder.mkdir(parents=True, exist_ok=True)
     owner = state.folder / "owner"
-    with _held(FileLock(state.folder / "lock"), owner):
+    with _held(FileLock(state.folder / "lock"), owner) as waited:
         owner.write_text(str(os.getpid()))
         _sweep(state.folder.parent)
-        state.begin(record)
+        state.begin(record, waited=waited)
         yield state
         if "DVC_STAGE" in os.environ:
             state.finish(record)
@@ -223,7 +232,9 @@ def resumable(stage: str, key: str) -> Iterator[StateFolder]:
 
 
 @contextmanager
-def _held(lock: FileLock, owner: Path) -> Iterator[None]:
+def _held(lock: FileLock, owner: Path) -> Iterator[bool]:
+    """Hold the lock; yield whether another process had to be waited for."""
+    waited = False
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -235,8 +246,9 @@ def _held(lock: FileLock, owner: Path) -> Iterator[None]:
             ) from None
         print(f"{owner.parent}: waiting for process {pid}, which is at exactly this", flush=True)
         _wait(lock)
+        waited = True
     try:
-        yield
+        yield waited
     finally:
         lock.release()
 
@@ -257,13 +269,19 @@ def _in_a_copy() -> bool:
     return root != "" and Path(root).resolve() != Path.cwd()
 
 
-def _record(stage: str) -> str:
-    """DVC's entry for the stage in dvc.lock: what it recorded last; "null" if it never did."""
+def _record(stage: str, repeats: bool) -> str:
+    """What DVC recorded last: its entry for the stage in dvc.lock.
+
+    Where runs repeat, also when: DVC writes the file after every stage. So does Git, and then a
+    result that was not recorded is computed again.
+    """
+    path = Path("dvc.lock")
     try:
-        lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
+        lock = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return "null"
-    return json.dumps(lock.get("stages", {}).get(stage), sort_keys=True)
+        return "no dvc.lock"
+    written = path.stat().st_mtime_ns if repeats else 0
+    return json.dumps([lock.get("stages", {}).get(stage), written], sort_keys=True)
 
 
 def _sweep(folder: Path) -> None:
