@@ -19,7 +19,7 @@ COLUMNS = ("sampler", "grid", "evaluations", "l2", "ssim", "sharpness", "seconds
 @click.command(help=__doc__)
 @click.option("--evaluations", default="5,10,20,50,100,250", help="comma-separated counts")
 @click.option("--grids", default="log_snr,karras,uniform", help="comma-separated")
-@click.option("--images", default=360, help="test images")
+@click.option("--images", default=120, help="test images")
 def main(evaluations: str, grids: str, images: int) -> None:
     """Write table and figure."""
     trained = open_trained()
@@ -44,9 +44,9 @@ def main(evaluations: str, grids: str, images: int) -> None:
         lines.append(f"| {' | '.join(map(str, cells))} | {trial.seconds:.1f} |")
     lines += [
         "",
-        f"{images} test images of {config.preset}. Fewest evaluations no worse than the best L2, "
-        f"by 2 % or two standard errors of the difference: {best.sampler}, {best.grid}, "
-        f"{best.evaluations}.",
+        f"{images} test images of {config.preset}. Fewest evaluations whose L2 is within 2 % of "
+        "the best, or within 10 % and two standard errors of the difference: "
+        f"{best.sampler}, {best.grid}, {best.evaluations}.",
     ]
     with replacing(DOCS / "sampler_steps.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")

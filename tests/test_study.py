@@ -108,6 +108,13 @@ def test_recommended_is_no_worse_beyond_the_noise(shift: float, evaluations: int
     assert recommended([cheap, best]).evaluations == evaluations
 
 
+def test_recommended_never_fails_on_a_single_image() -> None:
+    """Catches a sampler that diverges on one image, by which the standard error grows as well."""
+    best = replace(trial(50, 1.0), distances=(1.0,) * 100)
+    failing = replace(trial(5, 1.2), distances=(1.0,) * 99 + (21.0,))
+    assert recommended([failing, best]) == best
+
+
 def test_pareto_is_what_nothing_beats() -> None:
     """Catches a point that another one beats in both, and equal ones twice."""
     trials = [trial(20, 2.0), trial(5, 3.0), trial(10, 3.5), trial(50, 1.0), trial(20, 2.5)]

@@ -29,7 +29,6 @@ Value = float | int | None
 Numbers = dict[str, dict[str, Value]]
 Rows = list[dict[str, Value | str]]
 
-LIKELIHOOD_BATCH = 500  # (image, draw) pairs in one evaluation
 ODE_TOLERANCE = 1e-3  # of RK45; off by 0.02 bits on digits, below the error over images
 PERPLEXITY = 30.0  # of t-SNE
 EDITS_PER_CLASS = 2
@@ -127,7 +126,7 @@ def likelihood(subject: Subject) -> Part:
         log_determinant=model.log_determinant,
         repeats=settings.repeats,
         draws=settings.draws,
-        batch=LIKELIHOOD_BATCH,
+        batch=subject.config.reconstruct.batch,
         seed=seed,
     )
     assert bounds.scorevae is not None
@@ -141,7 +140,7 @@ def likelihood(subject: Subject) -> Part:
             sde=model.sde,
             prior=model.prior_score,
             repeats=1,
-            batch=LIKELIHOOD_BATCH,
+            batch=subject.config.reconstruct.batch,
             seed=seed,
             tolerance=ODE_TOLERANCE,
         ).bits_per_dimension()
@@ -184,8 +183,8 @@ def samplers(subject: Subject) -> Part:
     )
     best, enough = min(trials, key=lambda trial: trial.l2), study.recommended(trials)
     note = (
-        f"Best L2: {_described(best)}. Fewest evaluations whose L2 is within 2 % of it, or that "
-        f"{len(best.distances)} images cannot tell from it (two standard errors of the "
+        f"Best L2: {_described(best)}. Fewest evaluations whose L2 is within 2 % of it, or within "
+        f"10 % and the noise of {len(best.distances)} images (two standard errors of the "
         f"difference): {_described(enough)}."
     )
     rows = [trial.record() for trial in trials]
