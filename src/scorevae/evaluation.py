@@ -151,7 +151,9 @@ def memory_remedy(config: Config, step: str) -> str:
     settings, batch = config.evaluate, f"reconstruct.batch ({config.reconstruct.batch})"
     if step in PARTS:
         _, part = PARTS[step]
-        keys = [batch, f"evaluate.{part}.images ({getattr(settings, part).images})"]
+        sizes = getattr(settings, part).model_dump().items()
+        counts = [f"evaluate.{part}.{key} ({n})" for key, n in sizes if key.endswith("images")]
+        keys = [batch, *counts]
     elif step == FIGURES:
         keys = [batch, f"evaluate.figure_images ({settings.figure_images})"]
     else:
