@@ -18,7 +18,7 @@ repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 test: $(INSTALLED)  ## run all tests, or those that TESTS names
 	$(PYTEST) $(TESTS)
 
-test-faults: $(INSTALLED)  ## the tests that take minutes each: half an hour
+test-faults: $(INSTALLED)  ## the long tests: half an hour
 	$(PYTEST) -m faults
 
 coverage: $(INSTALLED)  ## the same, and which lines of src they ran

@@ -155,7 +155,7 @@ def test_killed_training_resumes_to_the_same_bits(
     assert (before.folder / cached_weights(reference, stage)).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_result_that_dvc_could_not_record_is_not_lost(reference: Clone, tmp_path: Path) -> None:
     """Catches a finished training that the next run removes, and a --force that trains nothing."""
     clone = without(reference, tmp_path / "work", "train_vae_baseline")
@@ -177,7 +177,7 @@ def test_result_that_dvc_could_not_record_is_not_lost(reference: Clone, tmp_path
     assert "resuming" not in forced
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_edited_code_trains_anew(reference: Clone, tmp_path: Path) -> None:
     """Catches weights that one code began and another finished, recorded as the latter's."""
     clone = without(reference, tmp_path / "work", "train_vae_baseline")

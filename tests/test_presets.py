@@ -119,8 +119,14 @@ def write_images(folder: Path, size: int, channels: int, count: int) -> None:
                 Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
 
 
+ELSEWHERE = ("celeba64", "cifar10_resnet")  # the largest; another preset has their image size
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.faults) if n in ELSEWHERE else n for n in PARAMETERS],
+)
 def test_six_stages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a preset whose networks do not fit its images, or that a stage cannot run."""
     image = CONFIG.presets[name].data.image

@@ -304,7 +304,6 @@ def test_a_prior_of_another_process_is_refused(workspace: Path) -> None:
     ("step", "keys"),
     [
         ("comparison", r"presets.digits.test_images or evaluate.classifier_images (5000)"),
-        ("samplers", r"reconstruct.batch (250) or evaluate.samplers.images (2)"),
         (
             "classifier_distances",
             r"reconstruct.batch (250) or evaluate.quality.images (6) or "
