@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scorevae.config import Config, load_config
-from scorevae.data import Split, load_split, to_tensor, to_unit_range
+from scorevae.data.arrays import Split, load_split, to_tensor, to_unit_range
 
 DOCS = ROOT / "docs"
 

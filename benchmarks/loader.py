@@ -18,14 +18,18 @@ import numpy as np
 import torch
 from common import ROOT
 
+from scorevae.autoencoders import default_device
 from scorevae.config import PresetConfig, load_config
-from scorevae.data import Batches, batches, load_split
-from scorevae.model import default_device
+from scorevae.data.arrays import load_split
+from scorevae.data.batches import (
+    Batches,
+    batches,
+)
+from scorevae.data.sources.writer import DatasetWriter
 from scorevae.networks.prior import PriorUNet
 from scorevae.objectives import prior_loss
 from scorevae.sde import build_sde
-from scorevae.sources.arrays import DatasetWriter
-from scorevae.training import LossModule
+from scorevae.training.loop import LossModule
 
 CHUNK = 1000
 

@@ -65,8 +65,8 @@ def download(source: Path, target: Path) -> None:
     """The source celeba64, with the checksums of the synthetic files."""
     from torchvision.datasets.utils import calculate_md5
 
-    from scorevae.sources.arrays import DatasetWriter
-    from scorevae.sources.celeba import read_celeba
+    from scorevae.data.sources.celeba import read_celeba
+    from scorevae.data.sources.writer import DatasetWriter
 
     settings = load_config(ROOT / "params.yaml").presets["celeba64"].data
     target.mkdir()
@@ -80,11 +80,12 @@ def train(source: Path, target: Path) -> None:
 
     from accelerate import Accelerator
 
-    from scorevae.data import batches, load_split
+    from scorevae.data.arrays import load_split
+    from scorevae.data.batches import batches
     from scorevae.networks.prior import PriorUNet
     from scorevae.objectives import prior_loss
     from scorevae.sde import build_sde
-    from scorevae.training import fit
+    from scorevae.training.loop import fit
 
     del source
     config = load_config(ROOT / "params.yaml")

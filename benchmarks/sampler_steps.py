@@ -9,9 +9,10 @@ from the same latents and the same x_1.
 import click
 from common import DOCS, open_trained
 
-from scorevae import figures, study
-from scorevae.files import replacing
-from scorevae.model import ScoreVAE
+from scorevae.autoencoders import ScoreVAE
+from scorevae.evaluation import figures
+from scorevae.evaluation.parts import samplers as study
+from scorevae.runtime.files import replacing
 
 COLUMNS = ("sampler", "grid", "evaluations", "l2", "ssim", "sharpness", "seconds")
 

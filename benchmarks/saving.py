@@ -18,9 +18,9 @@ from common import ROOT
 
 from scorevae.config import Config, load_config
 from scorevae.networks.prior import PriorUNet
+from scorevae.runtime.state import StateFile
 from scorevae.sde import build_sde
-from scorevae.state import StateFile
-from scorevae.training import average, save_interval
+from scorevae.training.loop import average, save_interval
 
 
 def state_of(config: Config, preset: str) -> tuple[int, dict[str, Any]]:

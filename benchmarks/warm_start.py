@@ -18,19 +18,19 @@ from accelerate import Accelerator
 from common import DOCS, ROOT, NoState, Trained, open_trained
 from torch import nn
 
+from scorevae.autoencoders import ScoreVAE
 from scorevae.config import TrainingConfig
-from scorevae.data import batches
-from scorevae.figures import save
-from scorevae.files import replacing
-from scorevae.metrics import l2_distances
-from scorevae.model import ScoreVAE
+from scorevae.data.batches import batches
+from scorevae.evaluation.figures import save
+from scorevae.evaluation.metrics import l2_distances
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, build_encoder, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.objectives import Objective, bind_encoder_loss, bind_warm_start_loss
 from scorevae.randomness import global_seed
+from scorevae.runtime.files import replacing
 from scorevae.score import prior_score
-from scorevae.training import fit
+from scorevae.training.loop import fit
 
 Point = tuple[float, float]
 

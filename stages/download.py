@@ -8,9 +8,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.perceptual import prepare_trunks
-from scorevae.sources.prepare import prepare
-from scorevae.tracking import track
+from scorevae.data.sources.prepare import prepare
+from scorevae.evaluation.lpips import prepare_trunks
+from scorevae.runtime.tracking import track
 
 PATH = click.Path(path_type=Path)
 

@@ -7,14 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae import evaluation
-from scorevae.analysis import Subject
+from scorevae.autoencoders import ScoreVAE, VAEBaseline
 from scorevae.config import load_config
-from scorevae.data import class_names, load_split
-from scorevae.memory import explaining_memory
-from scorevae.model import ScoreVAE, VAEBaseline
+from scorevae.data.arrays import class_names, load_split
+from scorevae.evaluation import stage as evaluation
+from scorevae.evaluation.part import Subject
 from scorevae.networks.vae import load_vae
-from scorevae.tracking import track
+from scorevae.runtime.memory import explaining_memory
+from scorevae.runtime.tracking import track
 
 PATH = click.Path(path_type=Path)
 

@@ -7,18 +7,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
+from scorevae.autoencoders import ScoreVAE, VAEBaseline
 from scorevae.config import load_config
-from scorevae.data import load_split, to_tensor, to_unit_range
-from scorevae.files import replacing
-from scorevae.memory import explaining_memory
-from scorevae.model import ScoreVAE, VAEBaseline
+from scorevae.data.arrays import load_split, to_tensor, to_unit_range
 from scorevae.networks.encoder import load_encoder
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.reconstruct import reconstruct
 from scorevae.reconstructions import save
-from scorevae.state import code_of, resumable, state_key
-from scorevae.tracking import track
+from scorevae.runtime.files import replacing
+from scorevae.runtime.memory import explaining_memory
+from scorevae.runtime.state import code_of, resumable, state_key
+from scorevae.runtime.tracking import track
 
 PATH = click.Path(path_type=Path)
 

@@ -7,14 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae.checkpoint import check_header
 from scorevae.config import load_config
-from scorevae.experiment import training_stage
 from scorevae.networks.encoder import EncoderHeader, build_encoder, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
+from scorevae.networks.weights import check_header
 from scorevae.objectives import bind_encoder_loss, bind_warm_start_loss
 from scorevae.score import prior_score
+from scorevae.training.stage import training_stage
 
 PATH = click.Path(path_type=Path)
 

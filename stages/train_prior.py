@@ -9,10 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.experiment import training_stage
 from scorevae.networks.prior import PriorHeader, PriorUNet
 from scorevae.objectives import prior_loss
 from scorevae.sde import build_sde
+from scorevae.training.stage import training_stage
 
 PATH = click.Path(path_type=Path)
 

@@ -9,9 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.experiment import training_stage
 from scorevae.networks.vae import VAE, VAEHeader
 from scorevae.objectives import vae_loss
+from scorevae.training.stage import training_stage
 
 PATH = click.Path(path_type=Path)
 

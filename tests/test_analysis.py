@@ -11,17 +11,21 @@ import pytest
 import torch
 from tiny import EVALUATE, tiny_config, write_encoder, write_prior, write_vae
 
-from scorevae import analysis, evaluation, latents, sections
-from scorevae.analysis import NUMBERS, PARTS, TABLES, Analysis, Part, Subject, analyse
-from scorevae.data import Split, to_tensor
-from scorevae.likelihood import likelihood_bound
-from scorevae.metrics import MetricUnavailable, l2_distances
-from scorevae.model import ScoreVAE, VAEBaseline
+from scorevae.autoencoders import ScoreVAE, VAEBaseline
+from scorevae.data.arrays import Split, to_tensor
+from scorevae.errors import MetricUnavailable
+from scorevae.evaluation import part as analysis
+from scorevae.evaluation import probe as latents
+from scorevae.evaluation import stage as evaluation
+from scorevae.evaluation.bound import likelihood_bound
+from scorevae.evaluation.metrics import l2_distances
+from scorevae.evaluation.part import NUMBERS, PARTS, TABLES, Analysis, Part, Subject, analyse
+from scorevae.evaluation.report import sections
+from scorevae.evaluation.report.page import Number
+from scorevae.evaluation.report.tables import METRICS
 from scorevae.networks.vae import load_vae
 from scorevae.randomness import make_generator
 from scorevae.reconstructions import save
-from scorevae.report.page import Number
-from scorevae.report.tables import METRICS
 
 LABELS = np.arange(64) % 2
 

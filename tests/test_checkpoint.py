@@ -10,12 +10,12 @@ from limits import disk_of
 from tiny import tiny_config, write_encoder, write_prior, write_vae
 from torch import nn
 
-from scorevae.checkpoint import check_header, read_header, save_weights
 from scorevae.config import Config
 from scorevae.errors import UserError
 from scorevae.networks.encoder import EncoderHeader, load_encoder
 from scorevae.networks.prior import PriorHeader, load_prior
 from scorevae.networks.vae import VAEHeader, load_vae
+from scorevae.networks.weights import check_header, read_header, save_weights
 
 CONV = {"presets.digits.encoder.network.kind": "conv"}
 WRITERS = {"prior": write_prior, "encoder": write_encoder, "vae": write_vae}

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from scorevae import data
 from scorevae.config import ImageConfig
-from scorevae.data import (
-    batches,
+from scorevae.data import arrays as data
+from scorevae.data.arrays import (
     class_names,
-    default_workers,
     load_split,
     to_tensor,
     to_unit_range,
+)
+from scorevae.data.batches import (
+    batches,
+    default_workers,
 )
 from scorevae.errors import UserError
 

@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
-from scorevae import evaluation
-from scorevae.data import Split
+from scorevae.data.arrays import Split
+from scorevae.evaluation import stage as evaluation
+from scorevae.evaluation.lpips import LPIPSUnavailable
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.perceptual import LPIPSUnavailable
 from scorevae.reconstructions import Reconstructions
 
 POSTERIOR = DiagonalGaussian(torch.zeros(3, 2), torch.zeros(3, 2))

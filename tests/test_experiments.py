@@ -36,7 +36,7 @@ def test_queue_runs_each_experiment_with_its_own_code(tmp_path: Path) -> None:
     queue = ("dvc", "exp", "run", "--queue", "--name")
     clone.run(*queue, "one", "-S", "beta=0.01")
     clone.run(*queue, "two", "-S", "beta=0.02")
-    metrics = clone.folder / "src/scorevae/metrics.py"
+    metrics = clone.folder / "src/scorevae/evaluation/metrics.py"
     code = metrics.read_text()
     metrics.write_text(code.replace("def l2_distances(", "def former_l2_distances(") + EDIT)
     clone.run(*queue, "three", "-S", "beta=0.03")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from scorevae import figures
+from scorevae.evaluation import figures
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

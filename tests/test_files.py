@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scorevae.errors import UserError
-from scorevae.files import lasting_folder, own_path, replacing, sha256
+from scorevae.runtime.files import lasting_folder, own_path, replacing, sha256
 
 
 def content(folder: Path) -> dict[str, str]:

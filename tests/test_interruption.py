@@ -11,7 +11,7 @@ import pytest
 # The two processes that a stage is seen from. Under DVC the stage has DVC_STAGE, and DVC has not.
 STAGE = """
 import sys, time
-from scorevae.interruption import stop_requests
+from scorevae.runtime.interruption import stop_requests
 with stop_requests() as stopping:
     print("ready", flush=True)
     until = time.monotonic() + float(sys.argv[1])

@@ -16,12 +16,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from tiny import save_tiny_models, tiny_config, write_vae
 from torch import Tensor
 
-from scorevae import figures, latent_figures, latents
+from scorevae.autoencoders import ScoreVAE, VAEBaseline
 from scorevae.config import SamplingConfig
-from scorevae.errors import UserError
-from scorevae.latents import Accuracy, Direction, Labelled, Probe
-from scorevae.metrics import MetricUnavailable, l2_distances
-from scorevae.model import ScoreVAE, VAEBaseline
+from scorevae.errors import MetricUnavailable, UserError
+from scorevae.evaluation import figures, latent_figures
+from scorevae.evaluation import probe as latents
+from scorevae.evaluation.metrics import l2_distances
+from scorevae.evaluation.probe import Accuracy, Direction, Labelled, Probe
 from scorevae.networks.vae import load_vae
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few hundred operations

@@ -19,8 +19,7 @@ from oracles import (
 from torch import Tensor
 
 from scorevae.errors import UserError
-from scorevae.gaussian import DiagonalGaussian
-from scorevae.likelihood import (
+from scorevae.evaluation.bound import (
     GREY_STEP,
     SMALLEST_NOISE,
     Bounds,
@@ -32,6 +31,7 @@ from scorevae.likelihood import (
     stratified_levels,
     theorem_3,
 )
+from scorevae.gaussian import DiagonalGaussian
 from scorevae.score import noise_to_score, score_to_noise
 from scorevae.sde import SDE, VESDE, VPSDE, SubVPSDE, log_snr_range
 

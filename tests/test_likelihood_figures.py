@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from scorevae.figures import save
-from scorevae.likelihood import Bound, Bounds, Estimate, Integrand
-from scorevae.likelihood_figures import integrand_figure
+from scorevae.evaluation.bound import Bound, Bounds, Estimate, Integrand
+from scorevae.evaluation.figures import save
+from scorevae.evaluation.likelihood_figures import integrand_figure
 
 
 def bound(level: float, rate: float) -> Bound:

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_params, write_params
 
 from scorevae.errors import UserError
-from scorevae.memory import explaining_memory
+from scorevae.runtime.memory import explaining_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn.functional import avg_pool2d, pad
 
-from scorevae import metrics
-from scorevae.data import Split, to_tensor, to_unit_range
+from scorevae.data.arrays import Split, to_tensor, to_unit_range
+from scorevae.errors import MetricUnavailable
+from scorevae.evaluation import metrics
+from scorevae.evaluation.metrics import Judges
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.metrics import Judges, MetricUnavailable
 from scorevae.reconstructions import Reconstructions
 
 

@@ -7,9 +7,9 @@ import torch
 from tiny import SHIPPED, tiny_config, write_encoder, write_prior, write_vae
 from torch import Tensor
 
+from scorevae.autoencoders import DEFAULT_SAMPLING, ScoreVAE, VAEBaseline
 from scorevae.config import SamplingConfig, load_config
 from scorevae.errors import UserError
-from scorevae.model import DEFAULT_SAMPLING, ScoreVAE, VAEBaseline
 from scorevae.networks.vae import load_vae
 from scorevae.sampling import generate
 from scorevae.score import posterior_score

@@ -8,10 +8,10 @@ from oracles import GaussianMixture, five_errors, normal, scalar, seeded, vector
 from tiny import save_tiny_models, tiny_config, write_prior
 from torch import Tensor
 
+from scorevae.autoencoders import ScoreVAE
 from scorevae.errors import UserError
-from scorevae.likelihood import likelihood_bound
-from scorevae.model import ScoreVAE
-from scorevae.ode_likelihood import (
+from scorevae.evaluation.bound import likelihood_bound
+from scorevae.evaluation.ode import (
     _score_and_divergence,
     flow_to_noise,
     ode_log_density,
@@ -19,7 +19,15 @@ from scorevae.ode_likelihood import (
     unit_vectors,
 )
 from scorevae.score import prior_score
-from scorevae.sde import SDE, Data, Times, log_snr_range, over
+from scorevae.sde import (
+    SDE,
+    log_snr_range,
+    over,
+)
+from scorevae.shapes import (
+    Data,
+    Times,
+)
 
 
 def mixture(sde: SDE) -> GaussianMixture:

@@ -13,12 +13,13 @@ from oracles import seeded
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from scorevae import perceptual, pretrained
 from scorevae.config import LPIPSConfig
 from scorevae.errors import UserError
-from scorevae.files import sha256
-from scorevae.perceptual import LPIPSUnavailable, load_lpips, prepare_trunks
-from scorevae.pretrained import WeightsFile
+from scorevae.evaluation import lpips as perceptual
+from scorevae.evaluation.lpips import LPIPSUnavailable, load_lpips, prepare_trunks
+from scorevae.runtime import published as pretrained
+from scorevae.runtime.files import sha256
+from scorevae.runtime.published import WeightsFile
 
 TORCHVISION = pytest.mark.filterwarnings(
     "ignore:The parameter 'pretrained' is deprecated:UserWarning",

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scorevae.progress import progress
+from scorevae.runtime.progress import progress
 
 
 def lines(capsys: pytest.CaptureFixture) -> list[str]:

@@ -14,10 +14,10 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from scorevae import pretrained, quality
-from scorevae.data import Split, to_tensor, to_unit_range
-from scorevae.errors import UserError
-from scorevae.metrics import MetricUnavailable
+from scorevae.data.arrays import Split, to_tensor, to_unit_range
+from scorevae.errors import MetricUnavailable, UserError
+from scorevae.evaluation import features as quality
+from scorevae.runtime import published as pretrained
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 from tiny import tiny_params, write_params
 
-from scorevae import rate_distortion
+from scorevae.commands import rate_distortion
+from scorevae.commands.rate_distortion import figure, main, points, write
 from scorevae.errors import UserError
-from scorevae.rate_distortion import figure, main, points, write
 
 
 def row(beta: float, rev: str = "abc", name: str | None = None, **changes: Any) -> dict[str, Any]:  # noqa: ANN401

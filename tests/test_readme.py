@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import save_tiny_models
 
-from scorevae.files import replacing
+from scorevae.runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -20,10 +20,10 @@ from tiny import put, tiny_config, tiny_params, write_params
 
 from scorevae.config import Config, load_config, parse
 from scorevae.errors import UserError
-from scorevae.report.assembly import assemble, figure_file
-from scorevae.report.comparison import NOT_COMPARABLE, comparison, headline
-from scorevae.report.findings import latents, likelihood, sample_quality, sampler_study
-from scorevae.report.page import (
+from scorevae.evaluation.report.assembly import assemble, figure_file
+from scorevae.evaluation.report.comparison import NOT_COMPARABLE, comparison, headline
+from scorevae.evaluation.report.findings import latents, likelihood, sample_quality, sampler_study
+from scorevae.evaluation.report.page import (
     Card,
     FigureFile,
     Label,
@@ -36,9 +36,9 @@ from scorevae.report.page import (
     without_paths,
     write,
 )
-from scorevae.report.provenance import hardware, parameters, provenance
-from scorevae.report.tables import systems_table
-from scorevae.report.training import duration, read_phases
+from scorevae.evaluation.report.provenance import hardware, parameters, provenance
+from scorevae.evaluation.report.tables import systems_table
+from scorevae.evaluation.report.training import duration, read_phases
 
 ROOT = Path(__file__).resolve().parents[1]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -301,7 +301,7 @@ def test_template_is_packaged(tmp_path: Path) -> None:
         cwd=ROOT, env=os.environ | {"PATH": path}, check=True, capture_output=True,
     )  # fmt: skip
     (wheel,) = tmp_path.glob("*.whl")
-    assert "scorevae/templates/report.html.j2" in zipfile.ZipFile(wheel).namelist()
+    assert "scorevae/evaluation/report/page.html.j2" in zipfile.ZipFile(wheel).namelist()
 
 
 # --- numbers ---

@@ -18,8 +18,16 @@ import pytest
 from PIL import Image, ImageDraw
 from tiny import tiny_config
 
-from scorevae.report.assembly import assemble
-from scorevae.report.page import Card, FigureFile, Number, Provenance, Section, Table, render
+from scorevae.evaluation.report.assembly import assemble
+from scorevae.evaluation.report.page import (
+    Card,
+    FigureFile,
+    Number,
+    Provenance,
+    Section,
+    Table,
+    render,
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(

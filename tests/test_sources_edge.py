@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from scorevae.config import DataConfig, ImageConfig
+from scorevae.data.sources import celeba
+from scorevae.data.sources.digits import read_digits
+from scorevae.data.sources.official import find
+from scorevae.data.sources.pixels import BadImage, decode
+from scorevae.data.sources.trees import image_files
+from scorevae.data.sources.writer import DatasetWriter
 from scorevae.errors import UserError
-from scorevae.sources import celeba
-from scorevae.sources.arrays import DatasetWriter
-from scorevae.sources.digits import read_digits
-from scorevae.sources.downloads import find
-from scorevae.sources.pixels import BadImage, decode
-from scorevae.sources.trees import image_files
 
 GREY, COLOUR = ImageConfig(channels=1, size=8), ImageConfig(channels=3, size=8)
 LEVELS = np.array([0, 1, 100, 127, 128, 200, 254, 255], dtype=np.uint8)

@@ -15,11 +15,11 @@ from limits import disk_of
 from PIL import Image
 
 from scorevae.config import DataConfig, ImageConfig
-from scorevae.data import SplitName, class_names, load_split
+from scorevae.data.arrays import SplitName, class_names, load_split
+from scorevae.data.sources import folder
+from scorevae.data.sources.prepare import prepare
+from scorevae.data.sources.writer import SPLITS, ArrayWriter
 from scorevae.errors import UserError
-from scorevae.sources import folder
-from scorevae.sources.arrays import SPLITS, ArrayWriter
-from scorevae.sources.prepare import prepare
 
 GREY = ImageConfig(channels=1, size=8)
 PETS = [f"{pet}/{i:02}.png" for pet in ("dog", "cat", "owl") for i in range(10)]

@@ -32,16 +32,15 @@ from PIL import Image
 from torchvision import datasets
 
 from scorevae.config import DataConfig, ImageConfig
-from scorevae.data import SplitName, load_split
+from scorevae.data.arrays import SplitName, load_split
+from scorevae.data.sources import celeba, prepare
+from scorevae.data.sources.celeba import read_celeba
+from scorevae.data.sources.digits import read_digits
+from scorevae.data.sources.prepare import SOURCES
+from scorevae.data.sources.torchvision_sets import read_cifar10
+from scorevae.data.sources.writer import SPLITS, DatasetWriter, Origin
 from scorevae.errors import UserError
-from scorevae.files import sha256
-from scorevae.sources import celeba, prepare
-from scorevae.sources.arrays import SPLITS, DatasetWriter
-from scorevae.sources.celeba import read_celeba
-from scorevae.sources.digits import read_digits
-from scorevae.sources.official import read_cifar10
-from scorevae.sources.origin import Origin
-from scorevae.sources.prepare import SOURCES
+from scorevae.runtime.files import sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -267,7 +266,7 @@ import json, sys
 from pathlib import Path
 from torchvision import datasets
 from scorevae.config import DataConfig
-from scorevae.sources.prepare import prepare
+from scorevae.data.sources.prepare import prepare
 mirror, resources, data, out = sys.argv[1:]
 datasets.MNIST.mirrors, datasets.MNIST.resources = [mirror], json.loads(resources)
 prepare(DataConfig.model_validate_json(data), Path(out))

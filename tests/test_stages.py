@@ -15,9 +15,9 @@ import yaml
 from click.testing import CliRunner, Result
 from tiny import tiny_params, write_params
 
-from scorevae import evaluation
-from scorevae.analysis import PARTS
-from scorevae.checkpoint import FORMAT
+from scorevae.evaluation import stage as evaluation
+from scorevae.evaluation.part import PARTS
+from scorevae.networks.weights import FORMAT
 from stages import download, evaluate, reconstruct, train_encoder, train_prior, train_vae_baseline
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ from limits import disk_of
 from tiny import tiny_config
 
 from scorevae.errors import UserError
-from scorevae.interruption import Interrupted
-from scorevae.state import (
+from scorevae.runtime.interruption import Interrupted
+from scorevae.runtime.state import (
     BatchFolder,
     StateFile,
     StateFolder,
@@ -62,9 +62,11 @@ def test_key_ignores_where_an_input_lies(weights: Path) -> None:
 def test_code_is_an_input_of_every_stage_with_states() -> None:
     """Catches a training that is begun by one code and finished by another."""
     for stage in ("train_prior", "train_vae_baseline", "train_encoder", "reconstruct"):
-        names = {path.name for path in code_of(stage)}
-        assert {f"{stage}.py", "randomness.py", "state.py"} <= names
-        assert all(path.is_file() for path in code_of(stage))
+        files = code_of(stage)
+        assert {f"{stage}.py", "randomness.py"} <= {path.name for path in files}
+        assert all(path.is_file() and path.suffix == ".py" for path in files)
+    # whole packages file by file
+    assert "loop.py" in {path.name for path in code_of("train_prior")}
 
 
 @contextmanager

@@ -7,11 +7,10 @@ import pytest
 import torch
 from tiny import save_tiny_models
 
-from scorevae import figures
-from scorevae.metrics import l2_distances, sharpness, structural_similarity
-from scorevae.model import DEFAULT_SAMPLING, ScoreVAE
-from scorevae.sampling import network_evaluations
-from scorevae.study import (
+from scorevae.autoencoders import DEFAULT_SAMPLING, ScoreVAE
+from scorevae.evaluation import figures
+from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
+from scorevae.evaluation.parts.samplers import (
     Trial,
     guidance_figure,
     pareto,
@@ -21,6 +20,7 @@ from scorevae.study import (
     try_guidance,
     try_samplers,
 )
+from scorevae.sampling import network_evaluations
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from tiny import tiny_config, tiny_params, write_params
 
-from scorevae import evaluation, sync, tracking
-from scorevae.tracking import track
+from scorevae.commands import sync
+from scorevae.evaluation import stage as evaluation
+from scorevae.runtime import tracking
+from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
 
@@ -76,7 +78,7 @@ def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate")) -> None:
 
 
 def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(sync.main, ["sync", *arguments])
+    return CliRunner().invoke(sync.main, [*arguments])
 
 
 def succeed(*arguments: str) -> str:
@@ -443,7 +445,7 @@ def write_lock(folder: Path, *stages: str) -> None:
         ),
         "evaluate": (
             {"evaluate": tree["evaluate"], "presets.digits.test_images": digits["test_images"]},
-            ["models/digits/encoder.safetensors", "src/scorevae/metrics.py"],
+            ["models/digits/encoder.safetensors", "src/scorevae/evaluation/metrics.py"],
             ["results/metrics.json"],
         ),
     }  # fmt: skip

@@ -9,9 +9,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny import tiny_config
 
-from scorevae import tracking
-from scorevae.files import sha256
-from scorevae.tracking import flatten, track
+from scorevae.config import flatten
+from scorevae.runtime import tracking
+from scorevae.runtime.files import sha256
+from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
 
@@ -178,7 +179,7 @@ def test_dead_server_costs_a_warning(
     assert len(warnings) == 1
     assert warnings[0].endswith(
         "; the files in results/ hold every number, and "
-        "`python -m scorevae.tracking sync` records them later"
+        "`python -m scorevae.commands.sync` records them later"
     )
 
 
@@ -296,7 +297,7 @@ def test_the_remedy_names_the_experiment(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with track("download", tiny_config()):
         pass
-    assert "`python -m scorevae.tracking sync --name grave-fate`" in capsys.readouterr().err
+    assert "`python -m scorevae.commands.sync --name grave-fate`" in capsys.readouterr().err
 
 
 def test_flatten() -> None:

@@ -27,15 +27,16 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from tiny import tiny_config, tiny_params, write_params
 
-from scorevae.sources.prepare import prepare
-from scorevae.tracking import EXPERIMENT, FLUSH_SECONDS
+from scorevae.data.sources.prepare import prepare
+from scorevae.runtime.runs import EXPERIMENT
+from scorevae.runtime.tracking import FLUSH_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS, CURVE = "models/digits/vae.safetensors", "results/curves/vae.csv"
 WARNING = "warning: MLflow {} stopped ("
 REMEDY = (
     "); the files in results/ hold every number, and "
-    "`python -m scorevae.tracking sync` records them later"
+    "`python -m scorevae.commands.sync` records them later"
 )
 # Seconds of work, of which a crowded machine makes minutes; only waiting for ever is to be caught.
 PATIENCE = 900.0
@@ -132,7 +133,7 @@ def points_of(curve: list[dict[str, str]]) -> list[tuple[str, int, float]]:
 def sync(folder: Path, uri: str) -> str:
     """What the command prints, which must succeed and warn of nothing."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-m", "scorevae.tracking", "sync"],
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", "scorevae.commands.sync"],
         cwd=folder,
         env=environment(folder, uri),
         capture_output=True,

@@ -17,12 +17,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from scorevae import data, training
 from scorevae.config import TrainingConfig
+from scorevae.data import arrays as data
 from scorevae.errors import UserError
-from scorevae.interruption import Interrupted
 from scorevae.randomness import global_seed
-from scorevae.training import average, fit, learning_rate, save_interval
+from scorevae.runtime.interruption import Interrupted
+from scorevae.training import loop as training
+from scorevae.training.loop import average, fit, learning_rate, save_interval
 
 STEPS = 7
 Rows = list[tuple[int, dict[str, float]]]

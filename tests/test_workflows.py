@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from test_pipeline import Clone, clone, stages_run
 from tiny import tiny_params, write_params
 
-from scorevae.tracking import EXPERIMENT
+from scorevae.runtime.runs import EXPERIMENT
 
 __all__ = ["clone"]  # a fixture
 

@@ -7,11 +7,11 @@ import torch
 import yaml
 from torch import nn
 
-from scorevae.checkpoint import save_weights
 from scorevae.config import Config, parse
 from scorevae.networks.encoder import EncoderHeader, build_encoder
 from scorevae.networks.prior import PriorHeader, PriorUNet
 from scorevae.networks.vae import VAE, VAEHeader
+from scorevae.networks.weights import save_weights
 from scorevae.sde import build_sde
 
 SHIPPED = Path(__file__).resolve().parents[1] / "params.yaml"

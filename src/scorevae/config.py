@@ -3,13 +3,19 @@
 Nothing in this module changes a result: values live in ``params.yaml``, where DVC tracks them.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from scorevae.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scorevae.errors import UserError
 from scorevae.yaml_file import read_tree, shown
 
 Positive = Annotated[float, Field(gt=0)]
@@ -188,7 +194,7 @@ class EvaluateConfig(Section):
 
 
 class TrainingConfig(Section):
-    """One run of :func:`scorevae.training.fit`."""
+    """One run of :func:`scorevae.training.loop.fit`."""
 
     batch: Count
     steps: CountOrZero
@@ -475,3 +481,21 @@ def _part(key: str | int) -> str:
     text = str(key)
     plain = text.isprintable() and text.strip() == text and text and not set(". ") & set(text)
     return text if plain and len(text) <= 60 else shown(text)
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The whole configuration with the selected preset in place of all presets."""
+    tree = config.model_dump(exclude={"presets"})
+    return {**tree, "presets": {config.preset: config.selected.model_dump()}}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries to dotted names, values as text."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = str(value)
+    return flat

@@ -9,3 +9,7 @@ class UserError(click.ClickException):
     Deriving from click's exception makes every entry point print ``Error: <message>`` on one
     line and exit with status 1, without a traceback; library callers catch it like any other.
     """
+
+
+class MetricUnavailable(Exception):
+    """A metric cannot be computed here; the message says why and what would help."""

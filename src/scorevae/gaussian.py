@@ -4,11 +4,8 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-Latents = Float[Tensor, "batch latent"]
-PerSample = Float[Tensor, " batch"]
+from scorevae.shapes import Latents, PerSample
 
 
 class DiagonalGaussian(NamedTuple):

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from scorevae.config import ObjectiveConfig, WarmStartConfig
-from scorevae.gaussian import DiagonalGaussian, PerSample
+from scorevae.gaussian import DiagonalGaussian
 from scorevae.score import Encoder, ScoreFn, latent_score
-from scorevae.sde import SDE, Data, log_snr_range, over, perturb
+from scorevae.sde import (
+    SDE,
+    log_snr_range,
+    over,
+    perturb,
+)
+from scorevae.shapes import Data, PerSample
 
 Losses = dict[str, PerSample]
 Objective = Callable[[nn.Module, Tensor, torch.Generator], Losses]

@@ -1,13 +1,16 @@
 """What the stage reconstruct computes: the test images through ScoreVAE and through the VAE."""
 
+from scorevae.autoencoders import (
+    ScoreVAE,
+    VAEBaseline,
+)
 from scorevae.config import Config
-from scorevae.gaussian import Latents
-from scorevae.interruption import Interrupted, stop_requests
-from scorevae.model import Images, ScoreVAE, VAEBaseline
-from scorevae.progress import progress
 from scorevae.randomness import make_generator
 from scorevae.reconstructions import Reconstructions
-from scorevae.state import BatchFolder
+from scorevae.runtime.interruption import Interrupted, stop_requests
+from scorevae.runtime.progress import progress
+from scorevae.runtime.state import BatchFolder
+from scorevae.shapes import Images, Latents
 
 
 def reconstruct(

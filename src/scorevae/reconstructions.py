@@ -5,13 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
-
-Images = Float[Tensor, "batch channel height width"]
+from scorevae.shapes import Images
 
 
 class Reconstructions(NamedTuple):

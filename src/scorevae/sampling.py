@@ -19,7 +19,14 @@ from torch import Tensor
 
 from scorevae.config import SamplingConfig
 from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised, score_to_noise
-from scorevae.sde import SDE, Data, Times, log_snr_range
+from scorevae.sde import (
+    SDE,
+    log_snr_range,
+)
+from scorevae.shapes import (
+    Data,
+    Times,
+)
 
 NoiseFn = Callable[[Tensor], Tensor]
 Step = Callable[[ScoreFn, SDE, Data, Times, Times, NoiseFn], Data]

@@ -11,8 +11,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from scorevae.gaussian import DiagonalGaussian, Latents
-from scorevae.sde import SDE, Data, Times, over
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.sde import (
+    SDE,
+    over,
+)
+from scorevae.shapes import (
+    Data,
+    Latents,
+    Times,
+)
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 

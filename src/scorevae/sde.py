@@ -15,14 +15,11 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from scorevae.config import SDEConfig
-
-Data = Float[Tensor, "batch *shape"]
-Times = Float[Tensor, " batch"] | Float[Tensor, ""]
+from scorevae.shapes import Data, Times
 
 
 class Marginal(NamedTuple):

@@ -14,17 +14,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from scorevae.checkpoint import Header, load_weights, read_header
 from scorevae.config import EncoderNetworkConfig, ImageConfig, SDEConfig
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.time import TimeEmbedding, signal_share, unit_scale
-from scorevae.sde import SDE, Times, build_sde
+from scorevae.networks.weights import Header, load_weights, read_header
+from scorevae.sde import (
+    SDE,
+    build_sde,
+)
+from scorevae.shapes import Images, Times
 
 # e^{−log-variance} enters the second derivative squared: unbounded, one bad step ends training.
 LOG_VARIANCE_RANGE = (-14.0, 4.0)
 
-Images = Float[Tensor, "batch channel height width"]
 Features = Float[Tensor, "batch _ height width"]
 
 
@@ -326,7 +329,7 @@ def load_encoder(path: Path) -> TrainedEncoder:
     """Rebuild a frozen encoder on the CPU.
 
     Raises:
-        UserError: as :func:`scorevae.checkpoint.read_header` and ``load_weights``.
+        UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
     """
     header = read_header(path, EncoderHeader)
     sde = build_sde(header.sde)

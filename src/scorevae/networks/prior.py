@@ -5,16 +5,18 @@ from typing import Literal, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from scorevae.checkpoint import Header, load_weights, read_header
 from scorevae.config import ImageConfig, SDEConfig, UNetConfig
 from scorevae.errors import UserError
 from scorevae.networks.time import noise_level, unit_scale
-from scorevae.sde import SDE, Times, build_sde, over
-
-Images = Float[Tensor, "batch channel height width"]
+from scorevae.networks.weights import Header, load_weights, read_header
+from scorevae.sde import (
+    SDE,
+    build_sde,
+    over,
+)
+from scorevae.shapes import Images, Times
 
 
 class PriorUNet(nn.Module):
@@ -84,7 +86,7 @@ def load_prior(path: Path) -> Prior:
     """Rebuild a frozen prior on the CPU.
 
     Raises:
-        UserError: as :func:`scorevae.checkpoint.read_header` and ``load_weights``.
+        UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
     """
     header = read_header(path, PriorHeader)
     sde = build_sde(header.sde)

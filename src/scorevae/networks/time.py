@@ -6,7 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scorevae.sde import SDE, Data, Times, log_snr_range, over
+from scorevae.sde import (
+    SDE,
+    log_snr_range,
+    over,
+)
+from scorevae.shapes import (
+    Data,
+    Times,
+)
 
 
 def noise_level(sde: SDE, t: Times) -> Times:

@@ -4,12 +4,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from scorevae.checkpoint import Header, load_weights, read_header
 from scorevae.config import EncoderNetworkConfig, ImageConfig
-from scorevae.gaussian import Latents
 from scorevae.networks.encoder import (
     build_encoder,
     middle,
@@ -17,8 +14,8 @@ from scorevae.networks.encoder import (
     run_layers,
     smallest_side,
 )
-
-Images = Float[Tensor, "batch channel height width"]
+from scorevae.networks.weights import Header, load_weights, read_header
+from scorevae.shapes import Images, Latents
 
 
 class ConvDecoder(nn.Module):
@@ -118,7 +115,7 @@ def load_vae(path: Path) -> TrainedVAE:
     """Rebuild a frozen VAE on the CPU.
 
     Raises:
-        UserError: as :func:`scorevae.checkpoint.read_header` and ``load_weights``.
+        UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
     """
     header = read_header(path, VAEHeader)
     network = VAE(header.network, header.image, header.latent)

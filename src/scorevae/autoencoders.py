@@ -1,0 +1,349 @@
+"""A trained ScoreVAE: images to latents and back. Images are in [0, 1], batch first."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scorevae.config import SamplingConfig
+from scorevae.data.arrays import to_unit_range
+from scorevae.errors import UserError
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encoder
+from scorevae.networks.prior import Prior, PriorHeader, load_prior
+from scorevae.networks.vae import TrainedVAE
+from scorevae.randomness import make_generator
+from scorevae.reconstructions import Reconstructions
+from scorevae.sampling import generate
+from scorevae.score import ScoreFn, posterior_score, prior_score
+from scorevae.sde import perturb
+from scorevae.shapes import Groups, Images, Latents
+
+Report = Callable[[int], None]
+
+DEFAULT_SAMPLING = SamplingConfig(
+    sampler="sde_dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
+)
+
+
+class KeptBatches(Protocol):
+    """Where the finished batches of a long call are kept."""
+
+    def load(self, rows: slice) -> Tensor | None:
+        """The images of these rows, or None."""
+        ...
+
+    def save(self, rows: slice, values: Tensor) -> None:
+        """Keep the images of these rows."""
+        ...
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class ScoreVAE:
+    """p(x|z) ∝ p(x) q(z|x): a diffusion prior and a time-dependent encoder, no decoder.
+
+    arXiv 2304.12141. Results are on the CPU, whatever the device. ``batch`` bounds memory;
+    with a deterministic sampler (ddim, heun, dpm_solver_pp) it does not change results beyond
+    rounding, with a stochastic one the noise depends on it.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        encoder: TrainedEncoder,
+        *,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        batch: int = 500,
+    ) -> None:
+        """Combine a prior and an encoder.
+
+        Args:
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
+            device: where networks run; CUDA if there is one, else the CPU.
+            sampling: how images are drawn.
+            batch: images in one evaluation of the networks.
+
+        Raises:
+            UserError: prior and encoder were trained under different processes or image shapes.
+        """
+        _check_same_space(prior.header, encoder.header)
+        self.device = torch.device(device) if device is not None else default_device()
+        self.sampling = sampling
+        self.batch = batch
+        self.sde = prior.sde
+        self.image_shape = encoder.header.image.shape
+        self.latent = encoder.header.latent
+        self.log_determinant = encoder.header.log_determinant == "full"
+        self.encoder = encoder.network.to(self.device)
+        self.prior_score = prior_score(prior.network.to(self.device), prior.sde)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        batch: int = 500,
+    ) -> Self:
+        """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
+
+        Raises:
+            UserError: a file is missing, foreign or does not fit the other.
+        """
+        prior = load_prior(Path(folder) / "prior.safetensors")
+        encoder = load_encoder(Path(folder) / "encoder.safetensors")
+        return cls(prior, encoder, device=device, sampling=sampling, batch=batch)
+
+    def with_sampling(self, sampling: SamplingConfig) -> Self:
+        """The same networks, with images drawn in another way."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> DiagonalGaussian:
+        """q(z|x_0, 0) of images in [0, 1].
+
+        Raises:
+            UserError: the images have another shape than the model's, or leave [0, 1].
+        """
+        self._check_images(images)
+        parts = [
+            self.encoder(
+                (2 * chunk - 1).to(self.device), torch.zeros(len(chunk), device=self.device)
+            )
+            for chunk in images.split(self.batch)
+        ]
+        return _joined(parts)
+
+    @torch.no_grad()
+    def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
+        """q(z|x_t, t) of images in [0, 1] to which the noise of time t is added.
+
+        The noise follows from the seed alone: for several t it is the same, only scaled. At t = 0
+        this is :meth:`encode`.
+
+        Raises:
+            UserError: as :meth:`encode`, or a time at which the encoder was never trained.
+        """
+        if t == 0:
+            return self.encode(images)
+        if not self.sde.t_min <= t <= 1:
+            raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
+        self._check_images(images)
+        noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
+        parts = []
+        for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
+            times = torch.full((len(chunk),), t, device=self.device)
+            x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
+            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
+        return _joined(parts)
+
+    def decode(
+        self,
+        z: Latents,
+        *,
+        guidance: float = 1.0,
+        seed: int = 0,
+        x_1: Images | None = None,
+        shared: int = 1,
+        report: Report = lambda done: None,
+        kept: KeptBatches | None = None,
+    ) -> Images:
+        """Draw one image from p(x|z) for each latent.
+
+        Args:
+            z: latents, (count, latent).
+            guidance: γ of :func:`scorevae.score.posterior_score`.
+            seed: of x_1 and of the sampler's noise.
+            x_1: the noise to start from, standard normal, instead of a draw.
+            shared: so many consecutive latents see the same noise of the sampler.
+            report: called with the number of images done.
+            kept: batches that an interrupted call finished; those of this call are added.
+
+        Raises:
+            UserError: latents or x_1 have the wrong shape.
+        """
+        if z.ndim != 2 or z.shape[1] != self.latent:
+            raise UserError(f"z has shape {tuple(z.shape)}; give (count, {self.latent})")
+
+        def score(rows: slice) -> ScoreFn:
+            return posterior_score(
+                self.prior_score,
+                self.encoder,
+                z[rows].to(self.device),
+                guidance=guidance,
+                log_determinant=self.log_determinant,
+            )
+
+        return self._draw(len(z), score, seed, x_1, report, shared, kept)
+
+    def reconstruct(self, images: Images, *, guidance: float = 1.0, seed: int = 0) -> Images:
+        """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
+        return self.decode(self.encode(images).mean, guidance=guidance, seed=seed)
+
+    def sample(self, count: int, *, guidance: float = 1.0, seed: int = 0) -> Images:
+        """Draw z ~ N(0, I), then x ~ p(x|z)."""
+        z = torch.randn(count, self.latent, generator=make_generator("cpu", seed, "z"))
+        return self.decode(z, guidance=guidance, seed=seed)
+
+    def sample_prior(self, count: int, *, seed: int = 0) -> Images:
+        """Draw from the unconditional diffusion model."""
+        return self._draw(count, lambda rows: self.prior_score, seed, None, lambda done: None)
+
+    def interpolate(
+        self, first: Images, second: Images, steps: int, *, guidance: float = 1.0, seed: int = 0
+    ) -> Float[Tensor, "pairs steps channel height width"]:
+        """Images along the straight line between the latents of each pair, ends included.
+
+        Every image of a pair sees the same noise, as in :meth:`decode_groups`, so that only z
+        changes along the line. Other paths: :func:`scorevae.evaluation.probe.arc`.
+        """
+        start, end = self.encode(first).mean, self.encode(second).mean
+        weight = torch.linspace(0, 1, steps)[None, :, None]
+        z = (1 - weight) * start[:, None] + weight * end[:, None]
+        return self.decode_groups(z, guidance=guidance, seed=seed)
+
+    def decode_groups(
+        self,
+        z: Float[Tensor, "group member latent"],
+        *,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> Groups:
+        """Draw one image for each latent, all members of a group from the same noise.
+
+        That is the same x_1 and the same noise of the sampler: within a group only z changes.
+        """
+        groups, members, _ = z.shape
+        x_1 = self._noise(groups, seed).repeat_interleave(members, dim=0)
+        images = self.decode(
+            z.flatten(0, 1), guidance=guidance, seed=seed, x_1=x_1, shared=members
+        )
+        return images.unflatten(0, (groups, members))
+
+    def decode_draws(
+        self, z: Latents, draws: int, *, guidance: float = 1.0, seed: int = 0
+    ) -> Groups:
+        """Draw so many images from p(x|z) for each latent, each from noise of its own."""
+        images = self.decode(z.repeat_interleave(draws, dim=0), guidance=guidance, seed=seed)
+        return images.unflatten(0, (len(z), draws))
+
+    def _noise(self, count: int, seed: int) -> Images:
+        return torch.randn(count, *self.image_shape, generator=make_generator("cpu", seed, "x_1"))
+
+    def _draw(
+        self,
+        count: int,
+        score: Callable[[slice], ScoreFn],
+        seed: int,
+        x_1: Images | None,
+        report: Report,
+        shared: int = 1,
+        kept: KeptBatches | None = None,
+    ) -> Images:
+        x_1 = self._noise(count, seed) if x_1 is None else x_1
+        if x_1.shape != (count, *self.image_shape):
+            raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {(count, *self.image_shape)}")
+        parts = []
+        for rows in self._slices(count, shared):
+            images = kept.load(rows) if kept is not None else None
+            if images is None:
+                generator = make_generator(self.device, seed, "sampler", rows.start)
+                start = x_1[rows].to(self.device) * self.sde.terminal_std
+                noise = _draws(generator, shared)
+                x_0 = generate(score(rows), self.sde, start, self.sampling, noise=noise)
+                images = to_unit_range(x_0).cpu()
+                if kept is not None:
+                    kept.save(rows, images)
+            parts.append(images)
+            report(rows.stop)
+        return torch.cat(parts)
+
+    def _slices(self, count: int, shared: int) -> Iterator[slice]:
+        """Slices of at most ``batch`` images, in whole groups of ``shared``."""
+        size = max(1, self.batch // shared) * shared
+        for first in range(0, count, size):
+            yield slice(first, min(first + size, count))
+
+    def _check_images(self, images: Images) -> None:
+        if len(images) == 0 or images.shape[1:] != self.image_shape:
+            raise UserError(
+                f"images have shape {tuple(images.shape)}; give (count, "
+                f"{', '.join(map(str, self.image_shape))})"
+            )
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
+
+
+def _check_same_space(prior: PriorHeader, encoder: EncoderHeader) -> None:
+    """Bayes' rule needs both scores under one process and in one image space."""
+    for name in ("sde", "image"):
+        ours, theirs = getattr(encoder, name), getattr(prior, name)
+        if ours != theirs:
+            raise UserError(
+                f"the encoder's {name} is ({ours}), the prior's ({theirs}); train the encoder "
+                "with this prior"
+            )
+
+
+class VAEBaseline:
+    """The β-VAE as an auto-encoder of images in [0, 1]; the decoder's mean is the image."""
+
+    def __init__(
+        self, vae: TrainedVAE, *, device: torch.device | str | None = None, batch: int = 500
+    ) -> None:
+        """Wrap a VAE from :func:`scorevae.networks.vae.load_vae`."""
+        self.device = torch.device(device) if device is not None else default_device()
+        self.batch = batch
+        self._network = vae.network.to(self.device)
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> DiagonalGaussian:
+        """q(z|x) of images in [0, 1]."""
+        parts = []
+        for chunk in images.split(self.batch):
+            x = (2 * chunk - 1).to(self.device)
+            parts.append(self._network.encoder(x, torch.zeros(len(x), device=self.device)))
+        return _joined(parts)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Images) -> Reconstructions:
+        """Encode to the mean of q(z|x), decode to the mean of p(x|z)."""
+        posterior = self.encode(images)
+        decoded = [
+            to_unit_range(self._network.decoder(z.to(self.device))).cpu()
+            for z in posterior.mean.split(self.batch)
+        ]
+        return Reconstructions(torch.cat(decoded), posterior)
+
+
+def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
+    """The Gaussians of several batches as one, on the CPU."""
+    return DiagonalGaussian(
+        torch.cat([part.mean for part in parts]).cpu(),
+        torch.cat([part.log_variance for part in parts]).cpu(),
+    )
+
+
+def _draws(generator: torch.Generator, shared: int) -> Callable[[Tensor], Tensor]:
+    """Standard normal noise like its argument, the same for ``shared`` consecutive rows."""
+
+    def noise(x: Tensor) -> Tensor:
+        shape = (len(x) // shared, *x.shape[1:])
+        drawn = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        return drawn.repeat_interleave(shared, dim=0)
+
+    return noise

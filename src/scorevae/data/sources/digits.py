@@ -1,0 +1,61 @@
+"""The embedded data: scikit-learn's handwritten digits."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from scorevae.config import DataConfig
+from scorevae.data.sources.writer import SPLITS, DatasetWriter, Origin
+from scorevae.errors import UserError
+
+CLASSES = 10
+
+
+def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:
+    """``load_digits``: 1,797 handwritten digits, 8×8, grey values 0 to 16.
+
+    Values are scaled to 0–255 and rounded (16 ↦ 255). The split is stratified by label and
+    follows from ``split_seed`` alone.
+
+    Raises:
+        UserError: there is a root, or a split would be too small to hold every digit.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if root is not None:
+        raise UserError(
+            f"data.root: got {str(root)!r}, but digits come inside scikit-learn; set it to null, "
+            "or data.source to folder"
+        )
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    _check_fraction(settings.test_fraction, len(labels))
+    parts = train_test_split(
+        np.arange(len(labels)),
+        test_size=settings.test_fraction,
+        random_state=settings.split_seed,
+        stratify=labels,
+    )
+    for split, rows in zip(SPLITS, parts, strict=True):
+        writer.images(split, iter([images[rows]]))
+        writer.labels(split, labels[rows])
+    return Origin(
+        source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)",
+        licence="CC BY 4.0 (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49)",
+        details={"classes": [str(digit) for digit in range(CLASSES)]},
+    )
+
+
+def _check_fraction(fraction: float, count: int) -> None:
+    """scikit-learn holds out the fraction, rounded up, and asks for an image of each class."""
+    held_out = math.ceil(fraction * count)
+    if not CLASSES <= held_out <= count - CLASSES:
+        low, high = math.ceil(1000 * CLASSES / count), 1000 * (count - CLASSES) // count
+        raise UserError(
+            f"data.test_fraction: got {fraction}; both splits need all {CLASSES} digits of the "
+            f"{count} images: set presets.<name>.data.test_fraction from {low / 1000} to "
+            f"{high / 1000}"
+        )

@@ -1,0 +1,127 @@
+"""MNIST and CIFAR-10, read by torchvision from the official files."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, download_url
+
+from scorevae.config import DataConfig
+from scorevae.data.arrays import SplitName
+from scorevae.data.sources.folder import read_folder
+from scorevae.data.sources.official import (
+    check_md5,
+    find,
+    find_checked,
+)
+from scorevae.data.sources.writer import SPLITS, DatasetWriter, Origin
+from scorevae.errors import UserError
+from scorevae.randomness import derive_seed
+from scorevae.runtime.published import (
+    attempt,
+    downloads_folder,
+    fetch,
+)
+
+
+def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:
+    """MNIST: 60,000 + 10,000 digits, 28×28, grey, from the four official gz files.
+
+    The order within a split is random, from ``split_seed``, so that any beginning of it is a fair
+    sample: the first half of the official test split is the harder one.
+
+    Raises:
+        UserError: a file is missing, altered or cannot be fetched.
+    """
+    resources: dict[str, str] = dict(datasets.MNIST.resources)
+    if root is None:
+        root = downloads_folder() / "MNIST" / "raw"
+        for name, md5 in resources.items():
+            if not check_integrity(str(root / name), md5):
+                fetch(f"MNIST's {name}", ", ".join(resources), partial(_from_mirror, name, root))
+    files = find_checked(root, resources)
+    if files is None:
+        raise UserError(f"{root}: holds none of {', '.join(resources)}; put them there")
+    # Unpacked anew: unpacked files have no checksum.
+    base = writer.folder / "unpacked"
+    raw = base / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, path in files.items():
+        (raw / name).symlink_to(path.resolve())
+    attempt("MNIST", ", ".join(resources), lambda: datasets.MNIST(str(base), download=True))
+    for split, dataset in _both(datasets.MNIST, base):
+        rng = np.random.default_rng(derive_seed(settings.split_seed, "order", split))
+        order = rng.permutation(len(dataset.data))
+        writer.images(split, iter([dataset.data.numpy()[order, ..., None]]))
+        writer.labels(split, dataset.targets.numpy()[order])
+    return Origin(
+        source="MNIST (LeCun, Cortes, Burges), official files",
+        licence="CC BY-SA 3.0",
+        details={"classes": [str(digit) for digit in range(10)]},
+    )
+
+
+def _from_mirror(name: str, folder: Path) -> None:
+    """Fetch one file from the first of torchvision's mirrors that answers."""
+    *mirrors, last = datasets.MNIST.mirrors
+    md5 = dict(datasets.MNIST.resources)[name]
+    for mirror in mirrors:
+        try:
+            download_url(f"{mirror}{name}", str(folder), name, md5)
+            return
+        except (OSError, RuntimeError) as error:
+            print(f"{mirror}: {error}; trying {last}", flush=True)
+    download_url(f"{last}{name}", str(folder), name, md5)
+
+
+def read_cifar10(
+    settings: DataConfig,
+    root: Path | None,
+    writer: DatasetWriter,
+    *,
+    dataset: type[datasets.CIFAR10] = datasets.CIFAR10,
+) -> Origin:
+    """CIFAR-10: 50,000 + 10,000 images, 32×32, colour.
+
+    ``root`` may hold the official ``cifar-10-python.tar.gz``, its unpacked folder
+    ``cifar-10-batches-py``, or image files as ``train/<class>`` and ``test/<class>`` (also in an
+    archive), which are read like the source ``folder``. Pickles are opened only once their MD5 is
+    the official one.
+
+    Raises:
+        UserError: a file is missing, altered or cannot be fetched.
+    """
+    base = downloads_folder()
+    if root is not None:
+        archive, unpacked = find(root, dataset.filename), find(root, dataset.base_folder)
+        if archive is None and unpacked is None:
+            return read_folder(settings, root, writer)
+        if unpacked is not None:
+            meta = (dataset.meta["filename"], dataset.meta["md5"])
+            for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
+                if not (unpacked / name).is_file():
+                    raise UserError(f"{unpacked / name}: missing; unpack the archive again")
+                check_md5(unpacked / name, md5)
+            base = unpacked.parent
+        elif archive is not None:
+            base = writer.folder / "unpacked"
+            base.mkdir()
+            (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
+    if root is None or unpacked is None:
+        run = fetch if root is None else attempt  # into the folder of all processes, or our own
+        run("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True))
+    for split, part in _both(dataset, base):
+        writer.images(split, iter([part.data]))
+        writer.labels(split, np.asarray(part.targets))
+    return Origin(
+        source="CIFAR-10 (A. Krizhevsky 2009), official files",
+        licence="none stated; cite A. Krizhevsky, Learning Multiple Layers of Features, 2009",
+        details={"classes": part.classes},
+    )
+
+
+def _both(kind: type, base: Path) -> Iterator[tuple[SplitName, datasets.VisionDataset]]:
+    for split in SPLITS:
+        yield split, kind(str(base), train=split == "train")

@@ -1,0 +1,90 @@
+"""Pictures: image grids and training curves, written as PNG by matplotlib."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.runtime.files import replacing
+from scorevae.shapes import AnyImages, Images
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
+from matplotlib.figure import Figure as Figure  # noqa: E402, PLC0414 (others draw with it too)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def as_written(text: str) -> str:
+    """A text from elsewhere, to be drawn letter by letter: matplotlib reads ``$`` as mathematics.
+
+    What has no encoding, as in the name of a file that is not UTF-8, becomes a question mark.
+    """
+    return text.encode(errors="replace").decode().replace("$", r"\$")
+
+
+def image_rows(rows: Sequence[tuple[str, AnyImages]], title: str) -> Figure:
+    """One labelled row of images for each entry; values in [0, 1] are clamped for display."""
+    columns = max(len(images) for _, images in rows)
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(0.8 * columns + 1, 0.8 * len(rows) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (name, images), row in zip(rows, axes, strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        for axis, image in zip(row, images, strict=False):
+            pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+            axis.imshow(np.squeeze(pixels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def image_grid(images: Images, columns: int, title: str) -> Figure:
+    """Images row by row without labels."""
+    return image_rows([("", chunk) for chunk in images.split(columns)], title)
+
+
+def lines(panels: int) -> tuple[Figure, np.ndarray]:
+    """An empty figure of panels side by side, for curves."""
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.5), layout="constrained")
+    return figure, np.atleast_1d(axes)
+
+
+def latent_costs(posteriors: dict[str, DiagonalGaussian]) -> Figure:
+    """Mean KL(q(z_i|x) ‖ N(0, 1)) of each latent in nats, the dearest first, for each system."""
+    figure, (axis,) = lines(1)
+    for name, posterior in posteriors.items():
+        costs = np.sort(posterior.kl_per_latent().mean(dim=0).numpy())[::-1]
+        axis.plot(np.arange(1, len(costs) + 1), costs, label=f"{name}: {costs.sum():.0f} nats")
+    axis.set(xlabel="latent, the dearest first", ylabel="KL, nats", ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def training_curves(files: dict[str, Path]) -> Figure:
+    """One panel for each curve file written by a training stage: the loss against steps."""
+    figure, axes = plt.subplots(1, len(files), figsize=(4 * len(files), 3), squeeze=False)
+    for axis, (name, path) in zip(axes[0], files.items(), strict=True):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for phase in dict.fromkeys(row["phase"] for row in rows):
+            points = [r for r in rows if r["phase"] == phase and r["loss"]]
+            steps = [int(r["step"]) for r in points]
+            axis.plot(steps, [float(r["loss"]) for r in points], label=phase)
+        axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,1 @@
+"""The analyses of the stage evaluate, one file each."""

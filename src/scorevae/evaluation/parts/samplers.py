@@ -1,0 +1,168 @@
+"""What another sampler, grid, number of evaluations or guidance would have given.
+
+Every trial decodes the same latents from the same x_1. What noise a sampler of the SDE adds on the
+way depends on its steps, though: with another seed the L2 of a dozen digits moves by a tenth. So a
+difference between trials counts by its standard error.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import get_args
+
+import torch
+
+from scorevae.autoencoders import ScoreVAE
+from scorevae.config import SamplingConfig
+from scorevae.evaluation.figures import Figure, lines
+from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
+from scorevae.sampling import network_evaluations
+from scorevae.shapes import Images, Latents
+
+TWICE = ("heun", "predictor_corrector")  # two evaluations a step
+WITHIN = 0.02  # of the best L2: what counts as no worse in any case
+STANDARD_ERRORS = 2.0  # of the difference to the best L2: the same,
+AT_MOST = 0.1  # but not beyond a tenth, as a single image that fails would have it
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to decode, and what came out."""
+
+    sampler: str
+    grid: str
+    evaluations: int  # of the networks
+    guidance: float
+    l2: float
+    ssim: float | None
+    sharpness: float
+    seconds: float  # of decoding all images
+    distances: tuple[float, ...] = field(repr=False)  # L2 of each image; not in tables
+
+    def record(self) -> dict[str, str | float | int | None]:
+        """As a row of a table."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+COLUMNS = [column.name for column in fields(Trial) if column.name != "distances"]
+
+
+def sampler_settings(
+    counts: Sequence[int], grids: Sequence[str], like: SamplingConfig
+) -> list[SamplingConfig]:
+    """Every sampler on every grid with at most so many evaluations; the rest as in ``like``."""
+    samplers = get_args(SamplingConfig.model_fields["sampler"].annotation)
+    return [
+        like.model_copy(update={"sampler": sampler, "grid": grid, "steps": steps})
+        for sampler in samplers
+        for grid in grids
+        for steps in _steps(sampler, counts)
+    ]
+
+
+def _steps(sampler: str, counts: Sequence[int]) -> list[int]:
+    per_step = 2 if sampler in TWICE else 1
+    return sorted({max(1, (count - 1) // per_step + 1) for count in counts})
+
+
+def try_samplers(
+    model: ScoreVAE,
+    originals: Images,
+    z: Latents,
+    settings: Iterable[SamplingConfig],
+    *,
+    guidance: float,
+    seed: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Trial]:
+    """Decode the latents of the originals once for each of the settings."""
+    trials = []
+    for done, sampling in enumerate(settings, start=1):
+        trials.append(_try(model.with_sampling(sampling), originals, z, guidance, seed))
+        report(done)
+    return trials
+
+
+def try_guidance(
+    model: ScoreVAE, originals: Images, z: Latents, weights: Iterable[float], *, seed: int
+) -> list[Trial]:
+    """Decode the latents of the originals once for each γ; 0 is the prior alone."""
+    return [_try(model, originals, z, weight, seed) for weight in weights]
+
+
+def _try(model: ScoreVAE, originals: Images, z: Latents, guidance: float, seed: int) -> Trial:
+    started = time.perf_counter()
+    images = model.decode(z, guidance=guidance, seed=seed)
+    seconds = time.perf_counter() - started
+    distances = l2_distances(originals, images)
+    return Trial(
+        sampler=model.sampling.sampler,
+        grid=model.sampling.grid,
+        evaluations=network_evaluations(model.sampling),
+        guidance=guidance,
+        l2=distances.mean().item(),
+        ssim=structural_similarity(originals, images),
+        sharpness=sharpness(originals, images),
+        seconds=seconds,
+        distances=tuple(distances.tolist()),
+    )
+
+
+def recommended(trials: Sequence[Trial]) -> Trial:
+    """The fewest evaluations that are no worse than the best L2; of several, the best of them.
+
+    No worse: by at most 2 %, or by at most 10 % and two standard errors of the mean difference
+    over images.
+    """
+    best = min(trials, key=lambda trial: trial.l2)
+    good = [trial for trial in trials if _no_worse(trial, best)]
+    return min(good, key=lambda trial: (trial.evaluations, trial.l2))
+
+
+def _no_worse(trial: Trial, best: Trial) -> bool:
+    differences = torch.tensor(trial.distances) - torch.tensor(best.distances)
+    count = len(differences)
+    error = (differences.std() / count**0.5).item() if count > 1 else 0.0
+    noise = min(STANDARD_ERRORS * error, AT_MOST * best.l2)
+    return trial.l2 - best.l2 <= max(WITHIN * best.l2, noise)
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other one beats in both L2 and evaluations, in order of evaluations."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (t.evaluations, t.l2)):
+        if not front or trial.l2 < front[-1].l2:
+            front.append(trial)
+    return front
+
+
+def sampler_figure(trials: Sequence[Trial]) -> Figure:
+    """L2 and sharpness against network evaluations; the front that nothing beats is marked."""
+    grids = sorted({trial.grid for trial in trials})
+    by_sampler: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda t: t.evaluations):
+        name = trial.sampler if len(grids) == 1 else f"{trial.sampler}, {trial.grid}"
+        by_sampler.setdefault(name, []).append(trial)
+    figure, axes = lines(2)
+    for name, group in by_sampler.items():
+        counts = [trial.evaluations for trial in group]
+        axes[0].plot(counts, [trial.l2 for trial in group], ".-", label=name, linewidth=1)
+        axes[1].plot(counts, [trial.sharpness for trial in group], ".-", linewidth=1)
+    front = pareto(trials)
+    counts = [trial.evaluations for trial in front]
+    axes[0].plot(counts, [t.l2 for t in front], "ks", fillstyle="none", label="not beaten")
+    axes[0].set(xlabel="network evaluations", ylabel="L2", xscale="log", yscale="log")
+    axes[1].axhline(1, color="grey", linewidth=0.5)
+    axes[1].set(xlabel="network evaluations", ylabel="sharpness", xscale="log", yscale="log")
+    axes[0].legend(fontsize=6)
+    return figure
+
+
+def guidance_figure(trials: Sequence[Trial]) -> Figure:
+    """L2 and sharpness against γ."""
+    figure, axes = lines(2)
+    weights = [trial.guidance for trial in trials]
+    for axis, name in zip(axes, ("l2", "sharpness"), strict=True):
+        axis.plot(weights, [getattr(trial, name) for trial in trials], ".-")
+        axis.set(xlabel="guidance γ", ylabel="L2" if name == "l2" else name)
+    return figure

@@ -1,0 +1,131 @@
+"""Where the numbers come from: parameters, commit, machine, and the commands for the same."""
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scorevae.config import Config, flatten, load_config
+from scorevae.errors import UserError
+from scorevae.evaluation.report.page import Provenance
+
+YAML = {"None": "null", "True": "true", "False": "false"}
+LOCAL = ("data.root", "lpips.trunk")  # of the preset: where files lie on one machine
+INCEPTION = "evaluate.quality.inception"
+PLACEHOLDER = "PATH"
+CODE = ("src", "stages", "dvc.yaml", "requirements.lock")  # parameters are in the commands
+
+
+def parameters(config: Config) -> dict[str, str]:
+    """Every parameter that counts, by dotted name, as params.yaml writes it.
+
+    Only the selected preset and protocol; a path of this machine is PLACEHOLDER.
+    """
+    tree = config.model_dump(exclude={"presets", "protocols"})
+    tree["protocols"] = {config.reconstruct.protocol: config.sampling.model_dump()}
+    tree["presets"] = {config.preset: config.selected.model_dump()}
+    local = {INCEPTION, *(f"presets.{config.preset}.{key}" for key in LOCAL)}
+    return {
+        name: PLACEHOLDER if name in local and text != "null" else text
+        for name, text in _plain(tree).items()
+    }
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, str]:
+    return {name: YAML.get(text, text) for name, text in flatten(tree).items()}
+
+
+def provenance(config: Config, params: Path, finished: str = "") -> Provenance:
+    """Commit, machine and commands of a run with this parameter file, in its folder."""
+    folder = params.absolute().parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    dirty = bool(_git(folder, "status", "--porcelain", "--", *CODE))
+    ours, committed = parameters(config), committed_parameters(params)
+    notes = []
+    if not commit:
+        notes.append("The run was not in a Git repository: no commit is known.")
+    elif not ours.keys() <= committed.keys():
+        notes.append("The commit lacks some of the parameters below: add them to params.yaml.")
+    if dirty:
+        notes.append("The code had local changes: the commit alone may give other numbers.")
+    if PLACEHOLDER in ours.values():
+        notes.append(f"{PLACEHOLDER} stands for files of your own.")
+    lines = commands(ours, commit, committed)
+    return Provenance(commit or "unknown", dirty, hardware(), lines, notes, finished)
+
+
+def committed_parameters(params: Path) -> dict[str, str]:
+    """All parameters in the commit's version of the file; empty where there is none."""
+    text = _git(params.absolute().parent, "show", f"HEAD:./{params.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / params.name
+        copy.write_text(text, encoding="utf-8")
+        try:
+            return _plain(load_config(copy).model_dump())
+        except UserError:  # of another version of this package, or no file in the commit
+            return {}
+
+
+def commands(ours: Mapping[str, str], commit: str, committed: Mapping[str, str]) -> list[str]:
+    """The lines to type for the same run: preset, β, seed and whatever differs from the commit."""
+    settings = {
+        name: value
+        for name, value in ours.items()
+        if name in ("preset", "beta", "seed")
+        or value == PLACEHOLDER
+        or committed.get(name, value) != value
+    }
+    texts = [f"{name}={value.replace(', ', ',')}" for name, value in settings.items()]
+    run = ["dvc exp run", *(f"-S {shlex.quote(text)}" for text in texts)]
+    checkout = [f"git checkout {commit}"] if commit else []
+    return [*checkout, "make .venv/installed", ". .venv/bin/activate", " ".join(run)]
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints; empty where it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def hardware() -> dict[str, str]:
+    """The machine that runs this, without its name."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "Processor": _processor(),
+        "Cores": str(cores),
+        "Memory": _memory(),
+        "GPU": ", ".join(gpus) or "none",
+        "System": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "PyTorch": str(torch.__version__),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or "unknown"
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not POSIX
+        return "unknown"
+    return f"{size / 2**30:.0f} GiB"

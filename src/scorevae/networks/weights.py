@@ -1,0 +1,110 @@
+"""Self-describing weights: safetensors with the network's own settings as a header."""
+
+import json
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from scorevae.config import Section, parse
+from scorevae.errors import UserError
+from scorevae.runtime.files import replacing
+
+FORMAT = 2
+DATA_RANGE = "[-1, 1]"  # the images that a network reads
+
+
+class Header(Section):
+    """What a weights file says of itself. Each network adds what it takes to build it again."""
+
+    kind: str
+    format: int = FORMAT
+    data_range: str = DATA_RANGE
+
+
+AnyHeader = TypeVar("AnyHeader", bound=Header)
+
+
+def save_weights(path: Path, network: nn.Module, header: Header) -> None:
+    """Write weights and header as one safetensors file, atomically.
+
+    Raises:
+        UserError: the disk is full; what was there before is intact.
+    """
+    tensors = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+    metadata = {"scorevae": header.model_dump_json()}
+    with replacing(path) as temporary:  # as bytes, since save_file hides why a write failed
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
+    """Read and check the header of a weights file.
+
+    Raises:
+        UserError: the file is absent, is no safetensors file, was not written by ScoreVAE, or
+            holds weights of another kind or format.
+    """
+    (wanted,) = get_args(expected.model_fields["kind"].annotation)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; run the stage that writes it (dvc repro)"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a safetensors file ({error}); give {wanted} weights written by ScoreVAE"
+        ) from None
+    if "scorevae" not in metadata:
+        raise UserError(
+            f"{path}: carries no ScoreVAE header; give {wanted} weights written by ScoreVAE"
+        )
+    try:
+        tree = json.loads(metadata["scorevae"])
+        found = tree["kind"], tree["format"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: its ScoreVAE header is damaged; give {wanted} weights written by ScoreVAE"
+        ) from None
+    if found != (wanted, FORMAT):
+        raise UserError(
+            f"{path}: holds {found[0]} weights of format {found[1]}; give "
+            f"{wanted} weights of format {FORMAT}"
+        )
+    header = parse(expected, tree, str(path))
+    if header.data_range != DATA_RANGE:
+        raise UserError(
+            f"{path}: {wanted} weights for images in {header.data_range}; images are in "
+            f"{DATA_RANGE} here, so train them again"
+        )
+    return header
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Fill a network built from the file's header; freeze it, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: names or shapes of the weights are not the network's.
+    """
+    try:
+        network.load_state_dict(safetensors.torch.load_file(path))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: the weights do not fit the header ({first}); write the file again"
+        ) from None
+    network.eval().requires_grad_(False)
+
+
+def check_header(path: Path, header: Header, **expected: Section | int) -> None:
+    """Raise UserError unless the named entries of a header are what the parameters ask for."""
+    for name, wanted in expected.items():
+        found = getattr(header, name)
+        if found != wanted:
+            raise UserError(
+                f"{path}: its {name} is ({found}), the parameters ask for ({wanted}); train it "
+                "again with these parameters or restore the ones it was trained with"
+            )

@@ -1,0 +1,1 @@
+"""What surrounds a computation and changes no number: files, state, signals, tracking."""

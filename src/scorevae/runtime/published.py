@@ -1,0 +1,134 @@
+"""Weights that others publish: kept where torch.hub keeps them, and checked before use."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+from gdown.exceptions import DownloadError
+from torch.hub import download_url_to_file, get_dir
+
+from scorevae.errors import UserError
+from scorevae.runtime.files import is_disk_full, lasting_folder, own_path, sha256
+
+
+class WeightsFile(NamedTuple):
+    """A published file: its address, its name, and its SHA-256 or how that begins."""
+
+    url: str
+    name: str
+    sha256: str
+
+
+def weights_file(url: str) -> WeightsFile:
+    """The file at an address whose name ends with the checksum's beginning, as torch.hub's do."""
+    name = url.rpartition("/")[2]
+    return WeightsFile(url, name, Path(name).stem.rpartition("-")[2])
+
+
+def own_file(name: str, key: str) -> Path:
+    """The user's file of weights, see :func:`scorevae.runtime.files.own_path`.
+
+    Raises:
+        UserError: there is nothing at that path, or a folder; ``key`` is named.
+    """
+    path = own_path(name, key)
+    if not path.is_file():
+        raise UserError(f"{key}: {name!r} is no file; name one, or null")
+    return path
+
+
+def kept_or_downloaded(file: WeightsFile) -> Path:
+    """The file in TORCH_HOME, else a fresh download there, whose SHA-256 is checked.
+
+    Raises:
+        OSError: it is not there and cannot be downloaded (URLError is an OSError).
+        RuntimeError: what came is another file.
+    """
+    path = Path(get_dir()) / "checkpoints" / file.name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=False)
+    return path
+
+
+def check_digest(path: Path, file: WeightsFile, what: str) -> str:
+    """The SHA-256 of what is to be a published file, before anything in it is opened.
+
+    Raises:
+        UserError: it is another file, or none.
+    """
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); name the file of {what}"
+        ) from None
+    if not digest.startswith(file.sha256):
+        raise UserError(
+            f"{path}: its SHA-256 is {digest}, that of {what} begins with {file.sha256}: "
+            "incomplete or another file; fetch it again"
+        )
+    return digest
+
+
+def downloads_folder() -> Path:
+    """``SCOREVAE_DOWNLOADS``, else ``.downloads`` (:func:`scorevae.runtime.files.lasting_folder`).
+
+    Outside of the stage's output, which is replaced as a whole: a file that came through once is
+    not fetched again.
+    """
+    return lasting_folder("SCOREVAE_DOWNLOADS", ".downloads")
+
+
+def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
+    """Run a library's download into the downloads folder, in one process at a time.
+
+    The library checks what is there first: a process that waited finds it whole, and no process
+    writes to a file that is whole, so that reading needs no lock.
+
+    Raises:
+        UserError: as of :func:`attempt`.
+    """
+    with _alone(what):
+        attempt(what, wanted, download)
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Let no other process fetch the same: libraries write and unpack it under its final name."""
+    folder = downloads_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # then nothing can be fetched, only read
+        yield
+        return
+    lock = FileLock(folder / f".{what}.lock", mode=0o666)  # the folder may belong to many users
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{what}: another process fetches it into {folder}; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def attempt(what: str, wanted: str, download: Callable[[], object]) -> None:
+    """Run a library's download or unpacking and turn its failures into one message.
+
+    Raises:
+        UserError: the network or the file failed; says which files to put where by hand.
+    """
+    try:
+        download()
+    except (OSError, RuntimeError, ValueError, DownloadError) as error:  # URLError is an OSError
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{what}: cannot be downloaded ({reason}); put {wanted} into a folder and name the "
+            "folder in presets.<name>.data.root"
+        ) from None

@@ -1,0 +1,252 @@
+"""MLflow's runs of one pipeline execution: found, created, completed."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from scorevae.config import Config, flatten, resolved
+from scorevae.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+EXPERIMENT = "scorevae"
+PARENT_TAG = "scorevae.execution"
+MOST = 50_000  # runs that MLflow finds at once
+LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
+
+
+# Read by MLflow at import. Its own defaults keep one call to a dead server for four minutes.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+TALKATIVE = ("mlflow", "alembic", "urllib3")  # loggers that tell of every retry and migration
+Point = tuple[str, float, int, int]  # metric, value, milliseconds since 1970, step
+
+
+class Execution:
+    """The runs of one pipeline execution in MLflow: a parent, and a child for each stage.
+
+    The execution is known by DVC's name of the experiment, else by commit and parameters. Stages
+    that run on different days therefore share their parent. Results outlive the commit at which
+    they were made: :meth:`similar_parents`.
+    """
+
+    def __init__(self, config: Config, name: str | None = None) -> None:
+        self.root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+        database = f"sqlite:///{self.root / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database
+        self.parameters = flatten(resolved(config))
+        self.commit = _git_commit()
+        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
+        self.name = name or os.environ.get("DVC_EXP_NAME")
+        self._digest = f"-{digest[:8]}"
+        self.key = self.name or f"{self.commit[:10]}{self._digest}"
+
+    def lock(self) -> FileLock:
+        """Hold it to find or create.
+
+        First use migrates the database and creates runs by name: two stages of concurrent
+        experiments must not do that at once.
+        """
+        return FileLock(self.root / ".mlflow.lock", timeout=LOCK_SECONDS)
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """The connection; a database without tables gets them."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
+    def database_is_absent(self) -> bool:
+        """Whether the first use of :attr:`client` would create a database file."""
+        path = self.uri.removeprefix("sqlite:///").partition("?")[0]
+        return self.uri.startswith("sqlite:///") and not Path(path).exists()
+
+    def find_parent(self, *, any_parameters: bool = False) -> "Run | None":
+        """The newest run of this execution, if there is one.
+
+        A name that was used again for other parameters (``dvc exp run --force``) means another
+        execution, unless ``any_parameters``.
+        """
+        found = self._search(f"tags.`{PARENT_TAG}` = '{self.key}'")
+        same = (run for run in found if any_parameters or not self.other_parameters(run))
+        return next(same, None)
+
+    def similar_parents(self) -> "list[Run]":
+        """The runs of these parameters at whatever commit, under whatever name, the newest first.
+
+        One that lost parameters to a dying server still has its key.
+        """
+        return [
+            run
+            for run in self._search(f"tags.`{PARENT_TAG}` LIKE '%'")
+            if not self.other_parameters(run)
+            and (
+                run.data.params.keys() == self.parameters.keys()
+                or run.data.tags[PARENT_TAG].endswith(self._digest)
+            )
+        ]
+
+    def _search(self, where: str) -> "list[Run]":
+        """The runs for which a condition holds, the newest first; none without an experiment."""
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        return list(self.client.search_runs([experiment.experiment_id], where, max_results=MOST))
+
+    def other_parameters(self, run: "Run") -> list[str]:
+        """Names of the parameters whose values in a run are not those of this execution."""
+        recorded: dict[str, str] = run.data.params
+        return [name for name, value in recorded.items() if self.parameters.get(name) != value]
+
+    def create_parent(self) -> str:
+        """A new run for this execution."""
+        tags = {PARENT_TAG: self.key, "mlflow.source.git.commit": self.commit}
+        run = self.client.create_run(self._experiment(), run_name=self.key, tags=tags)
+        return str(run.info.run_id)
+
+    def complete_parameters(self, parent: str, found: "Run | None") -> int:
+        """Record the parameters that ``found``, the parent as it was, lacks; their number."""
+        from mlflow.entities import Param
+
+        recorded = found.data.params if found is not None else {}
+        lacking = [Param(k, v) for k, v in self.parameters.items() if k not in recorded]
+        if lacking:
+            self.client.log_batch(parent, params=lacking)
+        return len(lacking)
+
+    def children(self, parent: str, stage: str) -> "list[Run]":
+        """The runs of one stage, the newest first."""
+        return self._search(f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'")
+
+    def create_child(
+        self, parent: str, stage: str, tags: dict[str, str], start: int | None = None
+    ) -> str:
+        """A new run of a stage, which began now or at ``start`` (milliseconds since 1970)."""
+        own = {
+            "mlflow.parentRunId": parent,
+            "mlflow.source.git.commit": self.commit,
+            "stage": stage,
+        }
+        run = self.client.create_run(
+            self._experiment(), start_time=start, run_name=stage, tags=own | tags
+        )
+        return str(run.info.run_id)
+
+    def points(self, run: str, points: Iterable[Point]) -> None:
+        """Append to the histories of a run's metrics."""
+        from mlflow.entities import Metric
+
+        self.client.log_batch(run, metrics=[Metric(*point) for point in points])
+
+    def history(self, run: "Run") -> list[Point]:
+        """Every point of every metric of a run."""
+        return [
+            (metric.key, metric.value, metric.timestamp, metric.step)
+            for name in run.data.metrics
+            for metric in self.client.get_metric_history(run.info.run_id, name)
+        ]
+
+    def headline(self, parent: str, numbers: dict[str, float]) -> None:
+        """Final metrics, which a comparison page shows beside the parameters."""
+        now = milliseconds()
+        self.points(parent, [(name, float(value), now, 0) for name, value in numbers.items()])
+
+    def upload(self, run: str, path: Path, folder: str | None) -> None:
+        """Copy a file or folder among the artifacts of a run."""
+        if path.is_dir():
+            self.client.log_artifacts(run, str(path), folder)
+        else:
+            self.client.log_artifact(run, str(path), folder)
+
+    def holds(self, run: str, path: Path, folder: str | None) -> bool:
+        """Whether a run has a file, whole, among its artifacts."""
+        name = f"{folder}/{path.name}" if folder else path.name
+        sizes = {file.path: file.file_size for file in self.client.list_artifacts(run, folder)}
+        return name in sizes and sizes[name] in (None, path.stat().st_size)
+
+    def _experiment(self) -> str:
+        existing = self.client.get_experiment_by_name(EXPERIMENT)
+        if existing is not None:
+            return str(existing.experiment_id)
+        # A server keeps artifacts where it was told to; a database alone needs to be told here,
+        # and with an absolute path, else they land in a working copy that is deleted.
+        own = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=own))
+
+
+def load_mlflow() -> None:
+    """Import MLflow, which takes seconds, impatient and silent."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401
+
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def server_errors(execution: Execution) -> Iterator[None]:
+    """Turn what MLflow and its stores raise into one line that names where they are.
+
+    Raises:
+        UserError: the server, its database, its artifacts or the lock cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise UserError(
+            f"MLflow at {one_line(execution.uri)} does not take the records "
+            f"({one_line(error)}); start or free it, or set MLFLOW_TRACKING_URI, and sync again: "
+            "what is recorded already is not recorded twice"
+        ) from None
+
+
+def milliseconds() -> int:
+    """Now, as MLflow wants it."""
+    return int(time.time() * 1000)
+
+
+def one_line(what: object) -> str:
+    """A message without line breaks and without the password of a URI, for a warning.
+
+    A long one loses its middle: what was tried comes first, the cause of it often last.
+    """
+    text = re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(what).split()))
+    return text if len(text) <= 240 else f"{text[:120]} … {text[-120:]}"
+
+
+def _git_commit() -> str:
+    """The commit of the working copy, "unknown" outside Git."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,180 @@
+"""What the three training stages share: data, device, state, curve file and tracking."""
+
+import csv
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel
+from torch import nn
+
+from scorevae.config import Config, TrainingConfig
+from scorevae.data.arrays import (
+    load_split,
+    to_tensor,
+)
+from scorevae.data.batches import batches
+from scorevae.networks.weights import Header, save_weights
+from scorevae.objectives import Objective
+from scorevae.randomness import derive_seed, global_seed, make_generator
+from scorevae.runtime.files import replacing
+from scorevae.runtime.memory import explaining_memory
+from scorevae.runtime.state import StateFolder, code_of, resumable, state_folder, state_key
+from scorevae.runtime.tracking import Tracker, track
+from scorevae.shapes import StoredImages
+from scorevae.training.loop import fit
+
+CURVE_SECONDS = 10.0  # the least time between two writings of the curve file
+VALIDATION_IMAGES = 1000
+
+# where the settings of each phase stand under presets.<name>
+SETTINGS = {
+    "prior": "prior.training",
+    "vae": "vae.training",
+    "warm_start": "encoder.warm_start.training",
+    "objective": "encoder.training",
+}
+
+
+class Curve:
+    """The training curve as a CSV file: phase, step, and whatever is recorded; always whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[dict[str, str | int | float]] = []
+        self._written = 0.0
+
+    def add(self, phase: str, step: int, numbers: dict[str, float]) -> None:
+        """Append one row."""
+        self._rows.append({"phase": phase, "step": step, **numbers})
+        if time.monotonic() - self._written > CURVE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Replace the file by all rows so far."""
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns or ["phase", "step"])
+            writer.writeheader()
+            writer.writerows(self._rows)
+        self._written = time.monotonic()
+
+
+class TrainingRun:
+    """One training stage in progress."""
+
+    def __init__(
+        self,
+        stage: str,
+        config: Config,
+        images: tuple[StoredImages, StoredImages],
+        curve: Curve,
+        tracker: Tracker,
+    ) -> None:
+        train, test = images
+        self.stage = stage
+        self.seed = config.seed
+        self._preset = config.preset
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self._train = train
+        self._flip = config.selected.flip
+        self._test = to_tensor(test[:VALIDATION_IMAGES])
+        self._curve = curve
+        self._tracker = tracker
+        self._state: StateFolder | None = None
+
+    @contextmanager
+    def state(
+        self, settings: Sequence[BaseModel | float | str], inputs: list[Path]
+    ) -> Iterator[None]:
+        """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code.
+
+        Of several processes (``accelerate launch``) the main one holds the state for all.
+        """
+        key = state_key([self.seed, self._flip, *settings], [*inputs, *code_of(self.stage)])
+        alone = self.accelerator.is_main_process
+        held = resumable(self.stage, key) if alone else nullcontext(state_folder(self.stage, key))
+        with held as self._state:
+            self.accelerator.wait_for_everyone()  # the main one may have removed an old state
+            yield
+
+    def build(self, construct: Callable[[], nn.Module]) -> nn.Module:
+        """Construct a network on the device; its initial weights follow from the seed."""
+        with global_seed(self.seed, self.stage, "weights"):
+            return construct().to(self.device)
+
+    def fit(
+        self, network: nn.Module, objective: Objective, settings: TrainingConfig, phase: str
+    ) -> nn.Module:
+        """Train one network by :func:`scorevae.training.loop.fit` and return its average."""
+        assert self._state is not None, "fit outside of state()"
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        name = f"{self.stage}/{phase}"
+        keys = f"presets.{self._preset}.{SETTINGS[phase]}"
+        remedy = f"lower {keys}.batch ({settings.batch})"
+        if settings.precision == "no":
+            remedy += f", or set {keys}.precision to bf16"
+
+        def record(step: int, numbers: dict[str, float]) -> None:
+            if self.accelerator.is_main_process:
+                self._curve.add(phase, step, numbers)
+                self._tracker.record(step, numbers, prefix=f"{phase}/")
+
+        with global_seed(self.seed, name), explaining_memory(remedy):
+            return fit(
+                network,
+                objective,
+                batches(
+                    self._train,
+                    settings.batch,
+                    derive_seed(self.seed, name),
+                    flip=self._flip,
+                    device=self.device,
+                    share=share,
+                ),
+                settings,
+                seed=self.seed,
+                name=name,
+                record=record,
+                validate=lambda module: self._test_losses(module, objective, settings.batch),
+                state=self._state.file(phase),
+                accelerator=self.accelerator,
+            )
+
+    def _test_losses(
+        self, module: nn.Module, objective: Objective, batch: int
+    ) -> dict[str, float]:
+        """Mean losses over test images, same noise every time; nothing is chosen by them."""
+        generator = make_generator(self.device, self.seed, self.stage, "validation")
+        sums: dict[str, float] = {}
+        with torch.no_grad():
+            for chunk in self._test.split(batch):
+                for name, values in objective(module, chunk.to(self.device), generator).items():
+                    sums[name] = sums.get(name, 0.0) + values.sum().item()
+        return {f"test_{name}": total / len(self._test) for name, total in sums.items()}
+
+    def save(self, path: Path, network: nn.Module, header: Header) -> None:
+        """Write curve, then weights."""
+        if not self.accelerator.is_main_process:
+            return
+        self._curve.write()
+        save_weights(path, network, header)
+        self._tracker.artifact(self._curve.path)
+        self._tracker.weights("wrote", path)
+
+
+@contextmanager
+def training_stage(
+    stage: str, config: Config, data: Path, curve: Path, reads: list[Path]
+) -> Iterator[TrainingRun]:
+    """Open a training stage; ``reads`` are the weights that it starts from."""
+    image = config.selected.data.image
+    train, test = (load_split(data, name, image).images for name in ("train", "test"))
+    with track(stage, config) as tracker:
+        for path in reads:
+            tracker.weights("read", path)
+        yield TrainingRun(stage, config, (train, test), Curve(curve), tracker)
