@@ -11,7 +11,7 @@ from common import DOCS, open_trained
 
 from scorevae.autoencoders import ScoreVAE
 from scorevae.evaluation import figures
-from scorevae.evaluation.parts import samplers as study
+from scorevae.evaluation.parts import samplers
 from scorevae.runtime.files import replacing
 
 COLUMNS = ("sampler", "grid", "evaluations", "l2", "ssim", "sharpness", "seconds")
@@ -28,16 +28,16 @@ def main(evaluations: str, grids: str, images: int) -> None:
     counts = [int(count) for count in evaluations.split(",")]
     model = ScoreVAE.load(trained.models, sampling=config.sampling)
     originals = trained.originals[:images]
-    trials = study.try_samplers(
+    trials = samplers.try_samplers(
         model,
         originals,
         model.encode(originals).mean,
-        study.sampler_settings(counts, grids.split(","), config.sampling),
+        samplers.sampler_settings(counts, grids.split(","), config.sampling),
         guidance=config.reconstruct.guidance,
         seed=config.seed,
         report=lambda done: click.echo(f"{done} settings", err=True),
     )
-    best = study.recommended(trials)
+    best = samplers.recommended(trials)
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for trial in sorted(trials, key=lambda t: t.l2):
         row = trial.record()
@@ -51,7 +51,7 @@ def main(evaluations: str, grids: str, images: int) -> None:
     ]
     with replacing(DOCS / "sampler_steps.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
-    figures.save(study.sampler_figure(trials), DOCS / "sampler_steps.png")
+    figures.save(samplers.draw(trials), DOCS / "sampler_steps.png")
     click.echo("\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Stage evaluate: metrics, per-image errors and figures of ScoreVAE and of the VAE."""
+"""Stage evaluate: what every system is worth, in numbers, tables, figures and one page."""
 
 import sys
 from pathlib import Path
@@ -7,12 +7,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae.autoencoders import ScoreVAE, VAEBaseline
 from scorevae.config import load_config
 from scorevae.data.arrays import class_names, load_split
-from scorevae.evaluation import stage as evaluation
 from scorevae.evaluation.part import Subject
-from scorevae.networks.vae import load_vae
+from scorevae.evaluation.stage import Outputs, evaluate, headline, memory_remedy, table
 from scorevae.runtime.memory import explaining_memory
 from scorevae.runtime.tracking import track
 
@@ -32,36 +30,25 @@ PATH = click.Path(path_type=Path)
 @click.option("--figures", type=PATH, required=True, help="folder of PNG to write")
 @click.option("--page", type=PATH, required=True, help="report to write (HTML)")
 def main(
-    params: Path,
-    data: Path,
-    models: Path,
-    reconstructions: Path,
-    curves: Path,
-    **written: Path,
+    params: Path, data: Path, models: Path, reconstructions: Path, curves: Path, **written: Path
 ) -> None:
     """Evaluate."""
     config = load_config(params)
-    image, batch = config.selected.data.image, config.reconstruct.batch
+    image = config.selected.data.image
     train = load_split(data, "train", image)
     test = load_split(data, "test", image, config.selected.test_images)
-    model = ScoreVAE.load(models, sampling=config.sampling, batch=batch)
-    vae = VAEBaseline(load_vae(models / "vae.safetensors"), batch=batch)
-    subject = Subject(config, model, vae, train, test, reconstructions, class_names(data))
-    outputs = evaluation.Outputs(**written)
-    steps: list[str] = []
+    subject = Subject(config, models, curves, train, test, reconstructions, class_names(data))
+    outputs, steps = Outputs(**written), ["start"]
 
     def report(step: str) -> None:
         steps.append(step)
         click.echo(f"evaluate: {step}")
 
     with track("evaluate", config) as tracker:
-        with explaining_memory(lambda: evaluation.memory_remedy(config, steps[-1])):
-            compared, numbers = evaluation.evaluate(
-                subject, outputs, lpips=models / "lpips", curves=curves, params=params,
-                report_step=report,
-            )  # fmt: skip
-        tracker.headline(evaluation.headline(numbers), outputs.artifacts())
-    click.echo(evaluation.table(compared))
+        with explaining_memory(lambda: memory_remedy(config, steps[-1])):
+            numbers = evaluate(subject, outputs, params=params, report_step=report)
+        tracker.headline(headline(numbers), outputs.artifacts())
+    click.echo(table(numbers))
 
 
 if __name__ == "__main__":

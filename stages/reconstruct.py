@@ -1,4 +1,4 @@
-"""Stage reconstruct: the test images through ScoreVAE and through the VAE."""
+"""Stage reconstruct: the test images through every system."""
 
 import sys
 from pathlib import Path
@@ -7,14 +7,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae.autoencoders import ScoreVAE, VAEBaseline
+from scorevae.autoencoders import SYSTEMS
 from scorevae.config import load_config
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
-from scorevae.networks.encoder import load_encoder
-from scorevae.networks.prior import load_prior
-from scorevae.networks.vae import load_vae
-from scorevae.reconstruct import reconstruct
-from scorevae.reconstructions import save
+from scorevae.reconstructions import reconstruct, save
 from scorevae.runtime.files import replacing
 from scorevae.runtime.memory import explaining_memory
 from scorevae.runtime.state import code_of, resumable, state_key
@@ -26,21 +22,15 @@ PATH = click.Path(path_type=Path)
 @click.command(help=__doc__)
 @click.option("--params", type=PATH, default=Path("params.yaml"))
 @click.option("--data", type=PATH, required=True, help="folder that download wrote")
-@click.option("--prior", "prior_path", type=PATH, required=True, help="weights of the prior")
-@click.option("--encoder", "encoder_path", type=PATH, required=True, help="weights of the encoder")
-@click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
+@click.option("--models", type=PATH, required=True, help="folder of all weights")
 @click.option("--output", type=PATH, required=True, help="folder to write")
-def main(
-    params: Path, data: Path, prior_path: Path, encoder_path: Path, vae_path: Path, output: Path
-) -> None:
+def main(params: Path, data: Path, models: Path, output: Path) -> None:
     """Reconstruct."""
     config = load_config(params)
     settings, sampling, preset = config.reconstruct, config.sampling, config.selected
-    weights = [prior_path, encoder_path, vae_path]
     images = load_split(data, "test", preset.data.image, preset.test_images).images
-    prior, encoder = load_prior(prior_path), load_encoder(encoder_path)
-    model = ScoreVAE(prior, encoder, sampling=sampling, batch=settings.batch)
-    vae = VAEBaseline(load_vae(vae_path), batch=settings.batch)
+    systems = {name: row.load(models, sampling, settings.batch) for name, row in SYSTEMS.items()}
+    weights = [models / name for row in SYSTEMS.values() for name in row.weights]
     inputs = [data, *weights, *code_of("reconstruct")]
     key = state_key([config.seed, settings, sampling, len(images)], inputs)
     remedy = f"lower reconstruct.batch ({settings.batch})"
@@ -52,9 +42,9 @@ def main(
             tracker.weights("read", path)
         with explaining_memory(remedy), replacing(output) as temporary:
             originals = to_unit_range(to_tensor(images))
-            both = reconstruct(model, vae, originals, config, state.batches())
+            found = reconstruct(systems, originals, config, state.batches())
             temporary.mkdir()
-            for name, reconstructions in both.items():
+            for name, reconstructions in found.items():
                 save(temporary, name, reconstructions)
 
 

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from scorevae.evaluation import figures
+from scorevae.evaluation.parts.training import draw, read_curve
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -73,9 +74,11 @@ def test_image_grid(tmp_path: Path) -> None:
 def test_training_curves(tmp_path: Path) -> None:
     """Catches phases joined to one line, and rows of validation drawn as losses."""
     first, second = tmp_path / "prior.csv", tmp_path / "encoder.csv"
-    first.write_text("phase,step,loss,test_loss\nprior,1,4.0,\nprior,2,,3.0\nprior,3,2.0,\n")
-    second.write_text("phase,step,loss\nwarm_start,1,9\nencoder,1,8\nencoder,2,7\n")
-    figure = figures.training_curves({"prior": first, "encoder": second})
+    first.write_text(
+        "phase,step,loss,seconds,test_loss\nprior,1,4.0,1,\nprior,2,,2,3.0\nprior,3,2.0,3,\n"
+    )
+    second.write_text("phase,step,loss,seconds\nwarm_start,1,9,1\nencoder,1,8,1\nencoder,2,7,2\n")
+    figure = draw({"prior": read_curve(first), "encoder": read_curve(second)})
     lines = [
         (axis.get_title(), line.get_label(), *(list(map(float, d)) for d in line.get_data()))
         for axis in figure.axes

@@ -13,17 +13,28 @@ from matplotlib.figure import Figure
 from oracles import five_errors, normal, seeded
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from tiny import save_tiny_models, tiny_config, write_vae
+from tiny import save_tiny_models, tiny_config
 from torch import Tensor
 
-from scorevae.autoencoders import ScoreVAE, VAEBaseline
+from scorevae.autoencoders import ScoreVAE
 from scorevae.config import SamplingConfig
-from scorevae.errors import MetricUnavailable, UserError
-from scorevae.evaluation import figures, latent_figures
-from scorevae.evaluation import probe as latents
+from scorevae.data.arrays import Split
+from scorevae.errors import Unavailable, UserError
+from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances
-from scorevae.evaluation.probe import Accuracy, Direction, Labelled, Probe
-from scorevae.networks.vae import load_vae
+from scorevae.evaluation.part import Subject
+from scorevae.evaluation.parts import draws, edits, embedding, interpolations, probes, shuffled
+from scorevae.evaluation.parts.edits import Direction
+from scorevae.evaluation.probe import (
+    Accuracy,
+    Labelled,
+    Probe,
+    judge,
+    label_column,
+    labelled,
+    linear_probe,
+    neighbour_probe,
+)
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few hundred operations
 
@@ -57,7 +68,7 @@ def test_linear_probe_is_logistic_regression_of_standardised_vectors() -> None:
     """Catches vectors as they are, or standardised by the test's moments, and another penalty."""
     scale = torch.tensor([100.0, 1.0, 0.01, 1.0])
     (x, y), (x_test, _) = clouds(gap=1.0), clouds(gap=1.0, seed=1)
-    probe = latents.linear_probe(Labelled(x * scale + 5, y))
+    probe = linear_probe(Labelled(x * scale + 5, y))
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
     expected = LogisticRegression(max_iter=1000).fit(((x - mean) / std).numpy(), y)
     ours, theirs = probe.predict(x_test * scale + 5), expected.predict((x_test - mean) / std)
@@ -70,7 +81,7 @@ def test_neighbours(neighbours: int) -> None:
     """Catches another distance or number of neighbours, and standardised vectors."""
     (x, y), (x_test, _) = clouds(gap=1.0), clouds(gap=1.0, seed=1)
     scale = torch.tensor([3.0, 1.0, 0.3, 1.0])
-    probe = latents.neighbour_probe(Labelled(x * scale, y), neighbours=neighbours)
+    probe = neighbour_probe(Labelled(x * scale, y), neighbours=neighbours)
     nearest = torch.cdist(x_test * scale, x * scale).argsort(dim=1)[:, :neighbours]
     counts = [np.bincount(y[row], minlength=10) for row in nearest.numpy()]
     assert probe.predict(x_test * scale)[:, 0].tolist() == [c.argmax() for c in counts]
@@ -80,14 +91,10 @@ def test_neighbours(neighbours: int) -> None:
 def test_probe_of_attributes(kind: str) -> None:
     """Catches attributes exchanged, and one that never varies counted among them."""
     train = attributes()
-    probe = (
-        latents.linear_probe(train)
-        if kind == "linear"
-        else latents.neighbour_probe(train, neighbours=1)
-    )
+    probe = linear_probe(train) if kind == "linear" else neighbour_probe(train, neighbours=1)
     np.testing.assert_array_equal(probe.columns, [0, 1])
     truth = train.labels[:, :2]
-    ours = latents.judge(probe, train)
+    ours = judge(probe, train)
     assert ours.accuracy >= 0.95
     np.testing.assert_array_equal(probe.majority, (truth.mean(axis=0) > 0.5).astype(np.int64))
     assert ours.majority == np.mean(truth == probe.majority)
@@ -97,11 +104,11 @@ def test_accuracy_of_classes() -> None:
     """Catches a mean over images where one over classes is meant, and the other way round."""
     truth = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     said = [0, 0, 0, 7, 1, 0, 0, 0]  # 7 is no class of the test images
-    ours = latents.judge(fixed(said), Labelled(torch.zeros(8, 1), truth))
+    ours = judge(fixed(said), Labelled(torch.zeros(8, 1), truth))
     assert ours == Accuracy(accuracy=4 / 8, balanced=(3 / 4 + 1 / 2 + 0) / 3, majority=4 / 8)
     assert ours.accuracy == accuracy_score(truth, said)
     known = [0, 0, 0, 1, 1, 0, 0, 0]
-    ours = latents.judge(fixed(known), Labelled(torch.zeros(8, 1), truth))
+    ours = judge(fixed(known), Labelled(torch.zeros(8, 1), truth))
     assert ours.balanced == pytest.approx(balanced_accuracy_score(truth, known), rel=1e-15)
 
 
@@ -109,7 +116,7 @@ def test_accuracy_of_attributes() -> None:
     """Catches classes pooled over attributes, and images that count only where all agree."""
     truth = np.array([[0, 1], [0, 1], [0, 1], [1, 0]])
     first, second = [0, 0, 0, 0], [1, 1, 0, 0]
-    ours = latents.judge(fixed(first, second), Labelled(torch.zeros(4, 1), truth))
+    ours = judge(fixed(first, second), Labelled(torch.zeros(4, 1), truth))
     assert ours.accuracy == (3 / 4 + 3 / 4) / 2
     assert ours.balanced == pytest.approx(((1 + 0) / 2 + (2 / 3 + 1) / 2) / 2, rel=1e-15)
     assert ours.majority == (3 / 4 + 1 / 4) / 2
@@ -118,40 +125,47 @@ def test_accuracy_of_attributes() -> None:
 def test_accuracy_over_time() -> None:
     """Catches times or codes exchanged, and a probe trained anew at each time."""
     train = clouds()
-    probe = latents.linear_probe(train)
+    probe = linear_probe(train)
     # With classes moved on by one place the probe of t = 0 is always wrong, a new one never.
     codes = {0.0: train.vectors, 0.5: train.vectors.roll(1, dims=0)}
-    ours = latents.accuracy_over_time(probe, codes, train.labels)
+    ours = probes.accuracy_over_time(probe, codes, train.labels)
     assert {t: a.accuracy for t, a in ours.items()} == {0.0: 1, 0.5: 0}
+
+
+def subject(count: int, **overrides: int) -> Subject:
+    """Only images, so many for training and for testing."""
+    split = Split(np.arange(count, dtype=np.uint8)[:, None, None, None], None)
+    nowhere = Path("nowhere")
+    return Subject(tiny_config(**overrides), nowhere, nowhere, split, split, nowhere)
 
 
 def test_training_rows() -> None:
     """Catches the first rows in place of a draw, repeated rows, and a seed without effect."""
-    rows = latents.training_rows(1000, 100, seed=0)
+    rows = subject(1000).training_rows(100)
     assert len(set(rows.tolist())) == 100
     assert (np.diff(rows) > 0).all()
     # Uniform from 0 … 999: mean 499.5, five standard errors are 5 · 288.7/√100 · √0.9.
     assert abs(rows.mean() - 499.5) < 137
-    np.testing.assert_array_equal(rows, latents.training_rows(1000, 100, seed=0))
-    assert not np.array_equal(rows, latents.training_rows(1000, 100, seed=1))
-    np.testing.assert_array_equal(latents.training_rows(3, 100, seed=0), [0, 1, 2])
+    np.testing.assert_array_equal(rows, subject(1000).training_rows(100))
+    assert not np.array_equal(rows, subject(1000, seed=1).training_rows(100))
+    np.testing.assert_array_equal(subject(3).training_rows(100), [0, 1, 2])
 
 
 def test_embedding_keeps_clouds_together() -> None:
     """Catches points out of order, an embedding of fixed seed, and two equal runs that differ."""
     vectors, labels = clouds(gap=40.0)
-    points = latents.embed(vectors, perplexity=30, seed=0)
+    points = embedding.embed(vectors, perplexity=30, seed=0)
     assert points.shape == (60, 2)
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     np.fill_diagonal(distance, np.inf)
     np.testing.assert_array_equal(labels[distance.argmin(axis=1)], labels)
-    np.testing.assert_array_equal(points, latents.embed(vectors, perplexity=30, seed=0))
+    np.testing.assert_array_equal(points, embedding.embed(vectors, perplexity=30, seed=0))
 
 
 def test_line_and_arc() -> None:
     """Catches ends exchanged, unequal steps, and an arc that leaves the sphere or the plane."""
     start, end = torch.tensor([[2.0, 0.0]]).double(), torch.tensor([[0.0, 2.0]]).double()
-    straight, curved = latents.line(start, end, 3), latents.arc(start, end, 4)
+    straight, curved = interpolations.line(start, end, 3), interpolations.arc(start, end, 4)
     torch.testing.assert_close(straight[0], torch.tensor([[2.0, 0], [1, 1], [0, 2]]).double())
     angles = torch.arange(4).double() * math.pi / 6
     expected = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -161,7 +175,7 @@ def test_line_and_arc() -> None:
 def test_arc_between_any_ends() -> None:
     """Catches ends that are missed where their lengths differ, and pairs mixed up."""
     start, end = normal((5, 7), 0), 3 * normal((5, 7), 1)
-    curved = latents.arc(start, end, 3)
+    curved = interpolations.arc(start, end, 3)
     torch.testing.assert_close(curved[:, 0], start, **ROUNDING)
     torch.testing.assert_close(curved[:, -1], end, **ROUNDING)
     # Half-way, (a + b)/(2 cos(θ/2)): sin(θ/2)/sin θ by the double angle.
@@ -174,17 +188,17 @@ def test_arc_between_any_ends() -> None:
 def test_arc_of_ends_on_one_line(factor: float) -> None:
     """Catches a division by sin θ = 0."""
     start = normal((2, 5), 0)
-    expected = latents.line(start, factor * start, 5)
-    torch.testing.assert_close(latents.arc(start, factor * start, 5), expected, **ROUNDING)
+    expected = interpolations.line(start, factor * start, 5)
+    torch.testing.assert_close(interpolations.arc(start, factor * start, 5), expected, **ROUNDING)
 
 
 def test_direction_is_the_difference_of_means() -> None:
     """Catches its sign, a mean over all images, and the wrong pair of classes."""
     x = torch.tensor([[0.0], [2.0], [10.0], [14.0], [100.0]]).double()
     labels = np.array([7, 7, 4, 4, 5])
-    ours = latents.class_direction(Labelled(x, labels))
+    ours = edits.class_direction(Labelled(x, labels))
     assert (ours.source, ours.target, ours.vector.item()) == (4, 7, 1 - 12)
-    chosen = latents.class_direction(Labelled(x, labels), pair=(7, 5))
+    chosen = edits.class_direction(Labelled(x, labels), pair=(7, 5))
     assert (chosen.source, chosen.target, chosen.vector.item()) == (7, 5, 100 - 1)
 
 
@@ -193,25 +207,25 @@ def test_direction_of_an_attribute() -> None:
     x = torch.tensor([[0.0], [1.0], [5.0], [7.0]]).double()
     labels = np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
     for attribute, expected in ((0, 4 - 2.5), (1, 0.5 - 6)):
-        ours = latents.class_direction(Labelled(x, labels), attribute=attribute)
+        ours = edits.class_direction(Labelled(x, labels), attribute=attribute)
         assert (ours.source, ours.target, ours.vector.item()) == (0, 1, expected)
-    assert latents.label_column(labels, 1).tolist() == [1, 1, 0, 0]
+    assert label_column(labels, 1).tolist() == [1, 1, 0, 0]
 
 
 def test_rows_to_edit() -> None:
     """Catches images of another class, a class twice, and the last in place of the first."""
     direction, labels = Direction(torch.zeros(1), 5, 2), np.array([2, 5, 7, 5, 2, 2, 5])
-    assert latents.rows_to_edit(labels, direction, 4).tolist() == [1, 3, 0, 4]
-    with pytest.raises(MetricUnavailable, match="edits: 4 images of either class asked for, 3"):
-        latents.rows_to_edit(labels, direction, 8)
-    with pytest.raises(MetricUnavailable, match="1 image asked for; 2"):
-        latents.rows_to_edit(labels, direction, 1)
+    assert edits.rows_to_edit(labels, direction, 4).tolist() == [1, 3, 0, 4]
+    with pytest.raises(Unavailable, match="edits: 4 images of either class asked for, 3"):
+        edits.rows_to_edit(labels, direction, 8)
+    with pytest.raises(Unavailable, match="1 image asked for; 2"):
+        edits.rows_to_edit(labels, direction, 1)
 
 
 def test_edit() -> None:
     """Catches strengths out of order, and z replaced in place of moved."""
     z, direction = normal((3, 4), 0), Direction(normal((4,), 1), 0, 1)
-    ours = latents.edit(z, direction, [-1.0, 0.0, 0.5])
+    ours = edits.edit(z, direction, [-1.0, 0.0, 0.5])
     for column, strength in enumerate([-1.0, 0.0, 0.5]):
         torch.testing.assert_close(ours[:, column], z + strength * direction.vector, **ROUNDING)
 
@@ -225,13 +239,13 @@ def test_share_of_target() -> None:
     def classifier(x: Tensor) -> np.ndarray:
         return np.where(x.mean(dim=(1, 2, 3)).numpy() > 5, 5, 3)
 
-    assert latents.share_of_target(classifier, edited, direction) == [0, 0.5, 1]
+    assert edits.share_of_target(classifier, edited, direction) == [0, 0.5, 1]
 
 
 def test_spread() -> None:
     """Catches images and draws exchanged, a biased variance, and L2 of the wrong mean."""
     x, drawn = images(3), torch.stack([images(3, seed) for seed in (1, 2, 3, 4)], dim=1)
-    ours = latents.spread(x, drawn)
+    ours = draws.spread(x, drawn)
     numbers = drawn.numpy()
     np.testing.assert_allclose(ours.mean, numbers.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ours.std, numbers.std(axis=1, ddof=1), rtol=1e-12)
@@ -251,15 +265,15 @@ def test_calibration_of_exchangeable_draws() -> None:
     x = sigma * normal((2, 3, 40, 40), 1)
     # Ratio of two means over 4800 pixels of each image. The larger variance rules: its squares
     # have a relative standard deviation of √2 above, √(2/3) below: √(8/3/4800) = 0.024.
-    assert latents.spread(x, drawn).calibration == pytest.approx(1, abs=5 * 0.024)
+    assert draws.spread(x, drawn).calibration == pytest.approx(1, abs=5 * 0.024)
 
 
 def test_calibration_by_hand() -> None:
     """Catches a ratio of roots, and a division by zero where all draws agree."""
     x, drawn = torch.full((1, 1, 1, 1), 4.0), torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1, 1)
     # Mean 2, s² = 2: (4 − 2)² / ((1 + ½) 2).
-    assert latents.spread(x, drawn).calibration == pytest.approx(4 / 3, rel=1e-6)
-    agreed = latents.spread(x, torch.zeros_like(drawn))
+    assert draws.spread(x, drawn).calibration == pytest.approx(4 / 3, rel=1e-6)
+    agreed = draws.spread(x, torch.zeros_like(drawn))
     assert agreed.calibration is None
     assert agreed.pixel_std == 0
 
@@ -267,17 +281,17 @@ def test_calibration_by_hand() -> None:
 @pytest.mark.parametrize("count", [2, 3, 50])
 def test_derangement(count: int) -> None:
     """Catches an image that keeps its z, one that is used twice, and a fixed permutation."""
-    ours = latents.derangement(count, seed=0)
+    ours = shuffled.derangement(count, seed=0)
     assert sorted(ours.tolist()) == list(range(count))
     assert (ours != torch.arange(count)).all()
-    assert torch.equal(ours, latents.derangement(count, seed=0))
+    assert torch.equal(ours, shuffled.derangement(count, seed=0))
     if count == 50:
-        assert not torch.equal(ours, latents.derangement(count, seed=1))
+        assert not torch.equal(ours, shuffled.derangement(count, seed=1))
 
 
 def test_derangements_are_varied() -> None:
     """Catches a mere shift: every other place is taken equally often."""
-    taken = torch.stack([latents.derangement(5, seed) for seed in range(400)])
+    taken = torch.stack([shuffled.derangement(5, seed) for seed in range(400)])
     share = (taken[:, :1] == torch.arange(1, 5)).double()
     assert ((share.mean(dim=0) - 1 / 4).abs() < five_errors(share)).all()
 
@@ -287,7 +301,7 @@ def test_shuffled_z() -> None:
     x = torch.zeros(4, 1, 1, 1, dtype=torch.float64)
     own = torch.tensor([1.0, 2.0, 3.0, 2.0]).double().reshape(4, 1, 1, 1)
     other = torch.tensor([6.0, 6.0, 6.0, 6.0]).double().reshape(4, 1, 1, 1)
-    ours = latents.shuffled_z(x, own, other)
+    ours = shuffled.shuffled_z(x, own, other)
     assert (ours.l2, ours.l2_shuffled, ours.ratio) == (2, 6, 3)
     # Standard deviation √(2/3) of four distances with mean 2.
     assert ours.threshold == pytest.approx(1 + 5 * math.sqrt(2 / 3) / math.sqrt(4) / 2, rel=1e-12)
@@ -298,7 +312,7 @@ def test_ignored_z_gives_a_warning() -> None:
     """Catches silence where both reconstructions agree, or nearly do."""
     x, own = images(20), images(20, seed=1)
     for other in (own, own + 1e-3 * images(20, seed=2)):
-        ours = latents.shuffled_z(x, own, other)
+        ours = shuffled.shuffled_z(x, own, other)
         assert ours.ratio == pytest.approx(1, abs=1e-3)
         assert ours.warning is not None
         assert ours.warning.startswith("z is ignored: ")
@@ -307,19 +321,19 @@ def test_ignored_z_gives_a_warning() -> None:
 @pytest.mark.parametrize(
     ("compute", "reason"),
     [
-        (lambda: latents.labelled(torch.zeros(2, 1), None), "no labels"),
-        (lambda: latents.linear_probe(clouds(1)), "single class"),
-        (lambda: latents.neighbour_probe(clouds(4), neighbours=5), "5 asked for, 4 training"),
-        (lambda: latents.embed(torch.zeros(9, 2), perplexity=5, seed=0), "9 images, 10 are"),
-        (lambda: latents.class_direction(clouds(1)), "single class"),
-        (lambda: latents.class_direction(clouds(), pair=(3, 4)), "no training image has .* 4"),
-        (lambda: latents.class_direction(attributes(), attribute=3), "attribute 3 is not among"),
-        (lambda: latents.class_direction(attributes(), attribute=2), "single class"),
-        (lambda: latents.spread(images(2), images(2)[:, None]), "1 draw"),
-        (lambda: latents.derangement(1, 0), "1 image"),
-        (lambda: latents.shuffled_z(*[images(1)] * 3), "1 image"),
-        (lambda: latents.shuffled_z(*[images(2)] * 3), "no error"),
-        (lambda: latents.first_images(images(2), 3, "edits"), "edits: 3 images asked for, 2"),
+        (lambda: labelled(torch.zeros(2, 1), None), "no labels"),
+        (lambda: linear_probe(clouds(1)), "single class"),
+        (lambda: neighbour_probe(clouds(4), neighbours=5), "5 asked for, 4 training"),
+        (lambda: embedding.embed(torch.zeros(9, 2), perplexity=5, seed=0), "9 images, 10 are"),
+        (lambda: edits.class_direction(clouds(1)), "single class"),
+        (lambda: edits.class_direction(clouds(), pair=(3, 4)), "no training image has .* 4"),
+        (lambda: edits.class_direction(attributes(), attribute=3), "attribute 3 is not among"),
+        (lambda: edits.class_direction(attributes(), attribute=2), "single class"),
+        (lambda: draws.spread(images(2), images(2)[:, None]), "1 draw"),
+        (lambda: shuffled.derangement(1, 0), "1 image"),
+        (lambda: shuffled.shuffled_z(*[images(1)] * 3), "1 image"),
+        (lambda: shuffled.shuffled_z(*[images(2)] * 3), "no error"),
+        (lambda: subject(2).first(3, "edits"), "edits: 3 images asked for, 2"),
     ],
     ids=[
         "labels", "class", "neighbours", "points", "direction", "pair", "attribute", "constant",
@@ -328,14 +342,14 @@ def test_ignored_z_gives_a_warning() -> None:
 )  # fmt: skip
 def test_what_cannot_be_computed(compute: object, reason: str) -> None:
     """Catches a library's error, or a number of nothing, where a reason is due."""
-    with pytest.raises(MetricUnavailable, match=reason):
+    with pytest.raises(Unavailable, match=reason):
         compute()
 
 
 def test_first_images() -> None:
     """Catches other images than the first."""
-    x = images(3)
-    assert torch.equal(latents.first_images(x, 2, "edits"), x[:2])
+    three = subject(3)
+    assert torch.equal(three.first(2, "edits"), three.originals[:2])
 
 
 @pytest.fixture
@@ -398,7 +412,7 @@ def test_groups_share_their_noise(model: ScoreVAE) -> None:
 def test_interpolation_is_a_group_on_a_line(model: ScoreVAE) -> None:
     """Catches two versions of the straight line."""
     first, second = images(2), images(2, seed=1)
-    z = latents.line(model.encode(first).mean, model.encode(second).mean, 3)
+    z = interpolations.line(model.encode(first).mean, model.encode(second).mean, 3)
     ours = model.interpolate(first, second, 3, guidance=2.0, seed=1)
     torch.testing.assert_close(ours, model.decode_groups(z, guidance=2.0, seed=1), **ROUNDING)
 
@@ -411,21 +425,6 @@ def test_draws_have_noise_of_their_own(model: ScoreVAE) -> None:
     assert len({image.sum().item() for image in x.flatten(0, 1)}) == 6
     flat = model.decode(z.repeat_interleave(3, dim=0), seed=1)
     assert torch.equal(x[1, 0], flat[3])
-
-
-def test_vae_encodes_as_it_reconstructs(tmp_path: Path) -> None:
-    """Catches another range of images, or batches out of order."""
-    network = write_vae(tmp_path / "vae.safetensors", tiny_config())
-    vae = VAEBaseline(load_vae(tmp_path / "vae.safetensors"), device="cpu", batch=2)
-    x = images().float()
-    ours, (decoded, posterior) = vae.encode(x), vae.reconstruct(x)
-    expected = network.encoder(2 * x - 1, torch.zeros(5))
-    # float32: 2^-24 through some ten layers
-    torch.testing.assert_close(ours.mean, expected.mean.detach(), rtol=1e-4, atol=1e-5)
-    assert torch.equal(ours.mean, posterior.mean)
-    assert torch.equal(ours.log_variance, posterior.log_variance)
-    again = (network.decoder(posterior.mean).detach() + 1) / 2
-    torch.testing.assert_close(decoded, again, rtol=1e-4, atol=1e-5)
 
 
 def pictures(figure: Figure) -> list[float]:
@@ -447,7 +446,7 @@ def titles(figure: Figure) -> list[str]:
 def test_probe_curve() -> None:
     """Catches accuracies exchanged, and times out of place."""
     accuracies = {0.0: Accuracy(0.9, 0.8, 0.3), 0.5: Accuracy(0.6, 0.5, 0.3)}
-    figure = latent_figures.probe_curve(accuracies, "title")
+    figure = probes.draw(accuracies, "title")
     (axis,) = figure.axes
     first, second, chance = (line.get_xydata().tolist() for line in axis.get_lines())
     assert first == [[0, 0.9], [0.5, 0.6]]
@@ -459,7 +458,7 @@ def test_probe_curve() -> None:
 def test_embedding_figure() -> None:
     """Catches labels given to the wrong points, and classes without their name."""
     points, labels = np.arange(12.0).reshape(6, 2), np.array([4, 4, 2, 2, 2, 9])
-    figure = latent_figures.embedding(points, labels, "title", names={2: "smile"})
+    figure = embedding.draw(points, labels, "title", names={2: "smile"})
     (axis,) = figure.axes
     drawn = {c.get_label(): np.asarray(c.get_offsets()).tolist() for c in axis.collections}
     assert drawn == {
@@ -478,14 +477,14 @@ DRAWN = [r"a_\$", r"b_\$", r"\$100 {", r"c\\$", "caf?"]
 
 def test_names_of_any_class_are_drawn(tmp_path: Path) -> None:
     """Catches the name of a folder read as mathematics, or not to be encoded, after all work."""
-    figure = latent_figures.embedding(np.zeros((5, 2)), np.arange(5), "title", names=AWKWARD)
+    figure = embedding.draw(np.zeros((5, 2)), np.arange(5), "title", names=AWKWARD)
     assert [text.get_text() for text in figure.axes[0].get_legend().texts] == DRAWN
     assert not any(is_math_text(text) for text in DRAWN)
     figures.save(figure, tmp_path / "embedding.png")
     for source, target in ((0, 1), (2, 3), (4, 4)):
         direction = Direction(torch.zeros(1), source, target)
         edited = flat(0.1)[None]
-        figure = latent_figures.edits(flat(0.9), edited, [1.0], direction, names=AWKWARD)
+        figure = edits.draw(flat(0.9), edited, [1.0], direction, names=AWKWARD)
         moved = f"z moved along E[z|{DRAWN[target]}] − E[z|{DRAWN[source]}]"
         assert figure.get_suptitle() == moved
         figures.save(figure, tmp_path / "edits.png")
@@ -494,7 +493,7 @@ def test_names_of_any_class_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [None, np.arange(40)], ids=["none", "many"])
 def test_embedding_without_a_legend(labels: np.ndarray | None) -> None:
     """Catches points that vanish where there is nothing to name, or too much."""
-    figure = latent_figures.embedding(np.zeros((40, 2)), labels, "title")
+    figure = embedding.draw(np.zeros((40, 2)), labels, "title")
     (axis,) = figure.axes
     assert sum(len(c.get_offsets()) for c in axis.collections) == 40
     assert axis.get_legend() is None
@@ -504,7 +503,7 @@ def test_embedding_without_a_legend(labels: np.ndarray | None) -> None:
 def test_interpolation_figure() -> None:
     """Catches ends on the wrong side, and the two paths exchanged."""
     straight, curved = flat(0.1, 0.2)[None], flat(0.3, 0.4)[None]
-    figure = latent_figures.interpolations(flat(0.0), flat(1.0), straight, curved)
+    figure = interpolations.draw(flat(0.0), flat(1.0), straight, curved)
     names = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert names == ["straight", "spherical"]
     assert pictures(figure) == pytest.approx([0, 0.1, 0.2, 1, 0, 0.3, 0.4, 1])
@@ -514,9 +513,7 @@ def test_edit_figure() -> None:
     """Catches strengths over the wrong columns, and source and target exchanged."""
     direction = Direction(torch.zeros(1), 0, 1)
     edited = flat(0.1, 0.2, 0.3)[None]
-    figure = latent_figures.edits(
-        flat(0.9), edited, [-1.0, 0.0, 0.5], direction, names={1: "smile"}
-    )
+    figure = edits.draw(flat(0.9), edited, [-1.0, 0.0, 0.5], direction, names={1: "smile"})
     assert titles(figure) == ["original", "-1", "0", "+0.5"]
     assert figure.get_suptitle() == "z moved along E[z|smile] − E[z|0]"
     assert pictures(figure) == pytest.approx([0.9, 0.1, 0.2, 0.3])
@@ -525,7 +522,7 @@ def test_edit_figure() -> None:
 def test_draw_figure() -> None:
     """Catches mean and deviation exchanged, and a deviation too dark to be seen."""
     x, drawn = flat(0.9), flat(0.2, 0.4)[None]
-    figure = latent_figures.draws(x, drawn, latents.spread(x, drawn))
+    figure = draws.draw(x, drawn, draws.spread(x, drawn))
     assert titles(figure) == ["original", "1", "2", "mean", "std"]
     assert "white is 0.14" in figure.get_suptitle()  # √((0.1² + 0.1²)/1)
     assert pictures(figure) == pytest.approx([0.9, 0.2, 0.4, 0.3, 1.0])
@@ -534,7 +531,7 @@ def test_draw_figure() -> None:
 def test_shuffled_figure() -> None:
     """Catches rows under another name."""
     rows = [flat(v, v) for v in (0.1, 0.2, 0.3, 0.4)]
-    figure = latent_figures.shuffled(*rows)
+    figure = shuffled.draw(*rows)
     names = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert names == ["original", "own z", "other's z", "the other"]
     assert pictures(figure) == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])

@@ -17,9 +17,8 @@ ROWS = [
     {"runtime", "gaussian", "sde"},
     {"networks", "score"},
     {"data", "objectives", "sampling"},
-    {"reconstructions", "training"},
-    {"autoencoders"},
-    {"reconstruct"},
+    {"training", "autoencoders"},
+    {"reconstructions"},
     {"evaluation"},
     {"commands"},
     {"stages"},
@@ -66,7 +65,8 @@ def imports(path: Path) -> set[str]:
 def own_imports(module: str) -> set[str]:
     """The modules of this package that one of them imports; packages by themselves hold none."""
     names = {name.removeprefix("scorevae.") for name in imports(MODULES[module])}
-    return {name for name in names & MODULES.keys() if name.count(".") or name not in PACKAGES}
+    names = (names & MODULES.keys()) - {module}
+    return {name for name in names if "." in name or name not in PACKAGES}
 
 
 PACKAGES = {"runtime", "networks", "data", "training", "evaluation", "commands"}
@@ -91,7 +91,7 @@ def test_everything_has_one_place() -> None:
 
 def test_the_root_is_small() -> None:
     """Catches a module beside the packages instead of in one."""
-    assert len(list(PACKAGE.glob("*.py"))) <= 14
+    assert len(list(PACKAGE.glob("*.py"))) <= 13
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

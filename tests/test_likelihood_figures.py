@@ -8,7 +8,7 @@ import torch
 
 from scorevae.evaluation.bound import Bound, Bounds, Estimate, Integrand
 from scorevae.evaluation.figures import save
-from scorevae.evaluation.likelihood_figures import integrand_figure
+from scorevae.evaluation.parts.likelihood import draw
 
 
 def bound(level: float, rate: float) -> Bound:
@@ -31,7 +31,7 @@ def bound(level: float, rate: float) -> Bound:
 def test_the_integrand_is_drawn(tmp_path: Path, latent: bool) -> None:
     """Catches curves swapped, the prior missing, or a model without a latent that crashes."""
     bounds = Bounds(bound(2.0, 0.0), bound(0.5, 7.0) if latent else None)
-    figure = integrand_figure(bounds)
+    figure = draw(bounds)
     (axis,) = figure.axes
     lines = {line.get_label().split(":")[0]: line for line in axis.get_lines()}
     drawn = {"prior": bounds.prior} | ({"ScoreVAE": bounds.scorevae} if latent else {})

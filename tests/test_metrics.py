@@ -10,9 +10,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn.functional import avg_pool2d, pad
 
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
-from scorevae.errors import MetricUnavailable
+from scorevae.errors import Unavailable
 from scorevae.evaluation import metrics
-from scorevae.evaluation.metrics import Judges
+from scorevae.evaluation.parts.comparison import Judges, summarise
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.reconstructions import Reconstructions
 
@@ -113,7 +113,7 @@ def test_sharpness() -> None:
 def test_sharpness_of_constant_images() -> None:
     """Catches a division by zero."""
     x = torch.full((2, 1, 8, 8), 0.5)
-    with pytest.raises(MetricUnavailable, match="constant"):
+    with pytest.raises(Unavailable, match="constant"):
         metrics.sharpness(x, x)
 
 
@@ -227,7 +227,7 @@ def test_classifier_sees_at_most_its_limit(
 )
 def test_labels_that_train_nothing(labels: np.ndarray | None, reason: str) -> None:
     """Catches scikit-learn's error for unlabelled, filtered or lopsided data."""
-    with pytest.raises(MetricUnavailable, match=reason):
+    with pytest.raises(Unavailable, match=reason):
         metrics.train_classifier(Split(stored(), labels), limit=2, seed=0)
 
 
@@ -254,7 +254,7 @@ def test_summary() -> None:
     system = Reconstructions(y, posterior(20))
     classifier = metrics.train_classifier(train, limit=20, seed=0)
     judges = Judges(Distance(1.0), Distance(10.0), classifier)
-    numbers = metrics.summarise(x, system, active_threshold=0.01, judges=judges)
+    numbers = summarise(x, system, 0.01, judges)
     assert list(numbers) == [
         "l2", "mse", "psnr", "ssim", "sharpness", "lpips", "paper_lpips", "rate_nats",
         "active_units", "class_agreement",
@@ -284,10 +284,6 @@ def test_missing_judges_give_null(missing: str) -> None:
         "paper_lpips": Distance(1.0),
         "class_agreement": metrics.train_classifier(train, limit=20, seed=0),
     } | {missing: None}
-    numbers = metrics.summarise(
-        x,
-        Reconstructions(x, posterior(20)),
-        active_threshold=0.01,
-        judges=Judges(*judges.values()),
-    )
+    system = Reconstructions(x, posterior(20))
+    numbers = summarise(x, system, 0.01, Judges(*judges.values()))
     assert [name for name, value in numbers.items() if value is None] == [missing]

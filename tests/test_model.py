@@ -7,10 +7,9 @@ import torch
 from tiny import SHIPPED, tiny_config, write_encoder, write_prior, write_vae
 from torch import Tensor
 
-from scorevae.autoencoders import DEFAULT_SAMPLING, ScoreVAE, VAEBaseline
+from scorevae.autoencoders import DEFAULT_SAMPLING, MODEL, SYSTEMS, VAE, ScoreVAE
 from scorevae.config import SamplingConfig, load_config
 from scorevae.errors import UserError
-from scorevae.networks.vae import load_vae
 from scorevae.sampling import generate
 from scorevae.score import posterior_score
 
@@ -22,6 +21,9 @@ DETERMINISTIC = ["ddim", "heun", "dpm_solver_pp"]
 # Batches of another size may sum in another order: float64 rounding (2^-53) with room for a
 # thousand operations in sequence, each a hundredfold amplified by the four evaluations.
 ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
+
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src/scorevae"
 
 
 def sampling(sampler: str = "ddim") -> SamplingConfig:
@@ -239,16 +241,43 @@ def test_default_sampling_is_the_shipped_one() -> None:
 
 
 @pytest.mark.parametrize("kind", ["resnet", "conv"])
-def test_vae_baseline(tmp_path: Path, kind: str) -> None:
-    """Catches a sampled z, ranges mixed up, or lost images in the baseline."""
+def test_vae(tmp_path: Path, kind: str) -> None:
+    """Catches a sampled z, ranges mixed up, batches out of order, or lost images."""
     torch.set_default_dtype(torch.float64)
     config = tiny_config(**{"presets.digits.encoder.network.kind": kind})
-    network = write_vae(tmp_path / "vae", config)
-    x, posterior = VAEBaseline(load_vae(tmp_path / "vae"), device="cpu", batch=2).reconstruct(
-        images()
-    )
+    network = write_vae(tmp_path / "vae.safetensors", config)
+    vae = VAE.load(tmp_path, device="cpu", batch=2)
     with torch.no_grad():
         expected = network.encoder(2 * images() - 1, torch.zeros(5))
         decoded = (network.decoder(expected.mean) + 1) / 2
-    torch.testing.assert_close(posterior, expected, **ROUNDING)
-    torch.testing.assert_close(x, decoded, **ROUNDING)
+    torch.testing.assert_close(vae.encode(images()), expected, **ROUNDING)
+    torch.testing.assert_close(vae.reconstruct(images()), decoded, **ROUNDING)
+    assert torch.equal(vae.decode(expected.mean, seed=1), vae.decode(expected.mean, seed=2))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_answer_to_the_same_verbs(folder: Path, name: str) -> None:
+    """Catches a system whose verbs differ: one loop serves all rows of SYSTEMS."""
+    write_vae(folder / "vae.safetensors", tiny_config())
+    assert all((folder / file).is_file() for file in SYSTEMS[name].weights)
+    system = SYSTEMS[name].load(folder, tiny_config().sampling, 2)
+    x = images()
+    posterior = system.encode(x)
+    assert torch.equal(system.rate(x), posterior.kl_to_standard_normal())
+    decoded = system.decode(posterior.mean, seed=3)
+    assert decoded.shape == x.shape
+    assert torch.equal(system.reconstruct(x, seed=3), decoded)
+    with pytest.raises(UserError, match="images have shape"):
+        system.encode(x[:, :, :4])
+    with pytest.raises(UserError, match="images have values from"):
+        system.encode(x + 1)
+    with pytest.raises(UserError, match="z has shape"):
+        system.decode(posterior.mean[:, :-1])
+
+
+def test_names_of_systems_stand_in_one_table() -> None:
+    """Catches code beyond SYSTEMS that knows the model by its name."""
+    # MLflow's experiment and the header of weights files bear the project's name.
+    allowed = {"autoencoders.py", "runtime/runs.py", "networks/weights.py"}
+    tell = {p for p in PACKAGE.rglob("*.py") if f'"{MODEL}"' in p.read_text(encoding="utf-8")}
+    assert {p.relative_to(PACKAGE).as_posix() for p in tell} <= allowed

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
 from scorevae.config import LPIPSConfig
-from scorevae.errors import UserError
+from scorevae.errors import Unavailable, UserError
 from scorevae.evaluation import lpips as perceptual
-from scorevae.evaluation.lpips import LPIPSUnavailable, load_lpips, prepare_trunks
+from scorevae.evaluation.lpips import load_lpips, prepare_trunks
 from scorevae.runtime import published as pretrained
 from scorevae.runtime.files import sha256
 from scorevae.runtime.published import WeightsFile
@@ -266,7 +266,7 @@ def test_missing_trunk_is_a_status(tmp_path: Path) -> None:
         assert "presets.<name>.lpips.trunk" in reason
         assert "TORCH_HOME" in reason
         assert f"lpips {net} {reason}" in words
-        with pytest.raises(LPIPSUnavailable, match=f"^lpips {net} unavailable: the {net} trunk "):
+        with pytest.raises(Unavailable, match=f"^lpips {net} unavailable: the {net} trunk "):
             load_lpips(tmp_path / "lpips", net)
 
 
@@ -311,14 +311,14 @@ def test_small_images_have_no_lpips(tmp_path: Path, own: Path, downloads: list[s
     reason = "unavailable: images of 31 pixels are under the 32 that its trunk needs"
     assert status(tmp_path / "lpips") == {"squeeze": reason, "vgg": reason}
     assert downloads == []
-    with pytest.raises(LPIPSUnavailable, match="lpips squeeze unavailable: images of 31 pixels"):
+    with pytest.raises(Unavailable, match="lpips squeeze unavailable: images of 31 pixels"):
         load_lpips(tmp_path / "lpips", "squeeze")
 
 
 def test_net_that_was_not_prepared(tmp_path: Path) -> None:
     """Catches an evaluation with another net than download prepared."""
     prepare_trunks(squeeze(), 8, tmp_path / "lpips")
-    with pytest.raises(LPIPSUnavailable, match="lpips alex unavailable: not asked for"):
+    with pytest.raises(Unavailable, match="lpips alex unavailable: not asked for"):
         load_lpips(tmp_path / "lpips", "alex")
 
 

@@ -15,7 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
-from scorevae.errors import MetricUnavailable, UserError
+from scorevae.errors import Unavailable, UserError
 from scorevae.evaluation import features as quality
 from scorevae.runtime import published as pretrained
 
@@ -136,7 +136,7 @@ def test_distances_clamp_and_count() -> None:
         quality.kernel_distance(first, second),
         4,
     )
-    with pytest.raises(MetricUnavailable, match="1 image; 2 are the least"):
+    with pytest.raises(Unavailable, match="1 image; 2 are the least"):
         quality.distances(features, y[:1], x)
 
 
@@ -224,13 +224,13 @@ def test_distances_in_the_feature_space() -> None:
 )
 def test_labels_that_train_nothing(labels: np.ndarray | None, reason: str) -> None:
     """Catches a feature space that knows no classes."""
-    with pytest.raises(MetricUnavailable, match=f"classifier distances: .*{reason}"):
+    with pytest.raises(Unavailable, match=f"classifier distances: .*{reason}"):
         quality.train_feature_classifier(Split(stripes().images, labels), 90, steps=1, seed=0)
 
 
 def test_inception_is_for_larger_images() -> None:
     """Catches an FID of enlarged thumbnails."""
-    with pytest.raises(MetricUnavailable, match="images of 28 pixels are under the 32"):
+    with pytest.raises(Unavailable, match="images of 28 pixels are under the 32"):
         quality.locate_inception(None, 28)
 
 
@@ -242,7 +242,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
         raise URLError("no route")
 
     monkeypatch.setattr(pretrained, "download_url_to_file", fail)
-    with pytest.raises(MetricUnavailable, match="fid and kid: .*no route.*TORCH_HOME"):
+    with pytest.raises(Unavailable, match="fid and kid: .*no route.*TORCH_HOME"):
         quality.locate_inception(None, 32)
 
 

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import put, tiny_config, tiny_params, write_params
 
 from scorevae.config import Config, load_config, parse
-from scorevae.errors import UserError
-from scorevae.evaluation.report.assembly import assemble, figure_file
-from scorevae.evaluation.report.comparison import NOT_COMPARABLE, comparison, headline
-from scorevae.evaluation.report.findings import latents, likelihood, sample_quality, sampler_study
+from scorevae.errors import Unavailable, UserError
+from scorevae.evaluation.part import Caption, Columns, Found, Numbers, Part
+from scorevae.evaluation.parts import PARTS, comparison, training
+from scorevae.evaluation.parts.training import duration, read_curve
+from scorevae.evaluation.report.assembly import assemble, cards_of, section
 from scorevae.evaluation.report.page import (
     Card,
     FigureFile,
@@ -37,11 +39,11 @@ from scorevae.evaluation.report.page import (
     write,
 )
 from scorevae.evaluation.report.provenance import hardware, parameters, provenance
-from scorevae.evaluation.report.tables import systems_table
-from scorevae.evaluation.report.training import duration, read_phases
+from scorevae.evaluation.report.tables import Metric, systems_table
 
 ROOT = Path(__file__).resolve().parents[1]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
+DRAWN = Figure()  # stands for a figure: the page embeds its file
 ORIGIN = Provenance("abc123", False, {"Processor": "none"}, ["dvc repro"])
 METRICS = {
     "scorevae": {"l2": 0.25, "mse": 0.00125, "psnr": 30.5, "sharpness": 1.25, "lpips": None},
@@ -123,27 +125,33 @@ def table_page(rows: list, columns: list[str] | None = None) -> Page:
     return page(sections=[Section("S", tables=[table])])
 
 
+def nothing(subject: object) -> Found:
+    """Stands for a part's computation, which the page does not call."""
+    raise AssertionError
+
+
+def part(name: str, **declared) -> Part:
+    """A part that declares little."""
+    return Part(name=name, title=name.capitalize(), text="", compute=nothing, **declared)
+
+
 @pytest.fixture
 def figures(tmp_path: Path) -> Path:
-    """Pictures of different sizes, one of which no section knows."""
+    """Pictures of different sizes, one of which no part declares."""
     folder = tmp_path / "figures"
     folder.mkdir()
-    sizes = {
-        "comparison": (90, 30),
-        "samples": (40, 41),
-        "training_curves": (80, 20),
-        "of_mine": (7, 5),
-    }
-    for name, size in sizes.items():
+    sizes = {"comparison": (90, 30), "samples": (40, 41), "training_curves": (80, 20)}
+    for name, size in {**sizes, "of_mine": (7, 5)}.items():
         Image.new("RGBA", size, (10, 20, 30, 255)).save(folder / f"{name}.png")
     return folder
 
 
 @pytest.fixture
 def curves(tmp_path: Path) -> Path:
-    """Curve files as the training stages write them; the prior's is missing."""
+    """Curve files as the training stages write them."""
     folder = tmp_path / "curves"
     folder.mkdir()
+    (folder / "prior.csv").write_text("phase,step,loss,seconds,test_loss\n")
     (folder / "vae.csv").write_text(
         "phase,step,loss,seconds,test_loss\nvae,50,2.5,10.0,\nvae,100,1.5,20.0,\n"
         "vae,100,,20.5,1.75\n"
@@ -155,29 +163,43 @@ def curves(tmp_path: Path) -> Path:
     return folder
 
 
-def assembled(figures: Path, curves: Path, config: Config, **changes) -> Report:
-    """The page of a run."""
-    numbers = changes.pop("numbers", METRICS)
-    return assemble(config, numbers, figures=figures, curves=curves, provenance=ORIGIN, **changes)
+def phases(curves: Path) -> list[training.Phase]:
+    """The trainings of all curve files."""
+    names = [f"{name}.csv" for name in training.CURVES]
+    return [p for name in names for p in training.read_phases(read_curve(curves / name))]
+
+
+def assembled(
+    figures: Path,
+    config: Config,
+    numbers: Numbers = METRICS,
+    reasons: dict[str, str] | None = None,
+) -> Report:
+    """The page of a run of three parts; it reads the files of their figures."""
+    found = {
+        "comparison": Found(numbers, figures={"comparison": DRAWN}, reasons=reasons or {}),
+        "samples": Found(figures={"samples": DRAWN}),
+        "training": Found(figures={"training_curves": DRAWN}, page=[training.table([])]),
+    }
+    parts = [(part, found[part.name]) for part in PARTS if part.name in found]
+    seconds = dict.fromkeys(found, 1.5)
+    return assemble(config, parts, {}, seconds, figures=figures, provenance=ORIGIN, images=360)
 
 
 # --- the whole page ---
 
 
-def test_every_number_of_the_recorded_run(figures: Path, curves: Path) -> None:
+def test_every_number_of_the_recorded_run(figures: Path) -> None:
     """Catches a metric that is left out, rounded further than stated, or in the wrong column."""
-    recorded = json.loads((ROOT / "results/metrics.json").read_text())
-    shared = list(recorded["vae"])  # the rest belongs to one system, and to other sections
-    recorded = {s: {name: recorded[s][name] for name in shared} for s in ("scorevae", "vae")}
-    config = load_config(ROOT / "params.yaml")
-    shown = Page(render(assembled(figures, curves, config, numbers=recorded)))
-    rows = shown.rows("ScoreVAE and the VAE on the test images")
-    assert shown.tables["ScoreVAE and the VAE on the test images"][0][1:] == ["ScoreVAE", "VAE"]
-    metrics = list(recorded["scorevae"])
-    assert len(rows) == len(metrics)
-    for metric, cells in zip(metrics, rows.values(), strict=True):
+    recorded = json.loads((ROOT / "docs/digits/metrics.json").read_text())
+    recorded = {s: {name: recorded[s][name] for name in comparison.METRICS} for s in METRICS}
+    shown = Page(render(assembled(figures, tiny_config(), recorded)))
+    rows = shown.rows("Comparison")
+    assert shown.tables["Comparison"][0][1:] == ["ScoreVAE", "VAE"]
+    assert len(rows) == len(comparison.METRICS)
+    for metric, cells in zip(comparison.METRICS, rows.values(), strict=True):
         digits = 6 if metric == "mse" else 4
-        for system, cell in zip(("scorevae", "vae"), cells, strict=True):
+        for system, cell in zip(METRICS, cells, strict=True):
             value = recorded[system][metric]
             if value is None:
                 assert re.fullmatch(r"–\d", cell)
@@ -185,11 +207,10 @@ def test_every_number_of_the_recorded_run(figures: Path, curves: Path) -> None:
                 assert cell == (str(value) if isinstance(value, int) else f"{value:.{digits}f}")
 
 
-def test_figures_are_embedded_in_their_size(figures: Path, curves: Path) -> None:
+def test_figures_are_embedded_in_their_size(figures: Path) -> None:
     """Catches a figure lost, drawn twice, of another's size, or altered."""
-    shown = Page(render(assembled(figures, curves, tiny_config()))).all("img")
+    shown = Page(render(assembled(figures, tiny_config()))).all("img")
     expected = [figures / f"{n}.png" for n in ("comparison", "samples", "training_curves")]
-    expected.append(figures / "of_mine.png")
     assert len(shown) == len(expected)
     for image, path in zip(shown, expected, strict=True):
         start, content = image["src"].split(",")
@@ -200,16 +221,16 @@ def test_figures_are_embedded_in_their_size(figures: Path, curves: Path) -> None
         assert image["alt"]
 
 
-def test_figure_of_a_section_is_not_repeated(figures: Path, curves: Path) -> None:
-    """Catches a figure both in its section and among the further ones."""
-    mine = Section("Mine", figures=[FigureFile(figures / "of_mine.png", "Caption", "Alt")])
-    built = assembled(figures, curves, tiny_config(), sections=[mine])
-    assert [s.title for s in built.sections] == ["Comparison", "Samples", "Mine", "Training"]
+def test_parts_are_sections_in_their_order(figures: Path) -> None:
+    """Catches a section lost or moved, and costs in another's place."""
+    titles = [s.title for s in assembled(figures, tiny_config()).sections]
+    assert titles == ["Comparison", "Samples", "Training", "Costs"]
+    assert [part.name for part in PARTS][:2] == ["comparison", "samples"]
 
 
-def test_nothing_from_elsewhere(figures: Path, curves: Path) -> None:
+def test_nothing_from_elsewhere(figures: Path) -> None:
     """Catches a link, script, font or picture outside the page, and a style that CSP blocks."""
-    html = render(assembled(figures, curves, tiny_config()))
+    html = render(assembled(figures, tiny_config()))
     shown = Page(html)
     assert not {"script", "iframe", "object", "base", "form"} & {tag for tag, _ in shown.elements}
     for _, attributes in shown.elements:
@@ -230,34 +251,34 @@ def test_nothing_from_elsewhere(figures: Path, curves: Path) -> None:
     ]
 
 
-def test_same_input_same_bytes(tmp_path: Path, figures: Path, curves: Path) -> None:
+def test_same_input_same_bytes(tmp_path: Path, figures: Path) -> None:
     """Catches a clock, an unordered set or a memory address in the page."""
     contents = set()
     for name in ("a.html", "b.html"):
-        write(tmp_path / name, assembled(figures, curves, tiny_config()))
+        write(tmp_path / name, assembled(figures, tiny_config()))
         contents.add((tmp_path / name).read_bytes())
     assert len(contents) == 1
 
 
-def test_text_without_an_encoding(tmp_path: Path, figures: Path, curves: Path) -> None:
+def test_text_without_an_encoding(tmp_path: Path, figures: Path) -> None:
     """Catches a page lost to the name of a file that is not UTF-8."""
     reasons = {"lpips": os.fsdecode(b"caf\xe9.pth: another file")}
     numbers = {name: values | {"lpips": None} for name, values in METRICS.items()}
-    report = assembled(figures, curves, tiny_config(), numbers=numbers, reasons=reasons)
+    report = assembled(figures, tiny_config(), numbers=numbers, reasons=reasons)
     write(tmp_path / "page.html", report)
     assert "caf?.pth: another file" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_page_is_accessible(figures: Path, curves: Path) -> None:
+def test_page_is_accessible(figures: Path) -> None:
     """Catches cells without scope, tables without caption, doubled ids and links to nowhere."""
-    shown = Page(render(assembled(figures, curves, tiny_config(), cards=[])))
+    shown = Page(render(assembled(figures, tiny_config())))
     assert shown.all("html") == [{"lang": "en"}]
     for landmark in ("header", "nav", "main", "footer", "h1"):
         assert len(shown.all(landmark)) == 1
     assert all(th.get("scope") in ("col", "row") for th in shown.all("th"))
     kinds = Counter(tag for tag, _ in shown.elements)
     assert kinds["table"] == kinds["caption"] == kinds["thead"] > 0
-    assert kinds["figure"] == kinds["figcaption"] == 4
+    assert kinds["figure"] == kinds["figcaption"] == 3
     boxes = [d for d in shown.all("div") if d.get("class") == "scroll"]
     assert len(boxes) == kinds["table"] + kinds["figure"]
     assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
@@ -282,7 +303,7 @@ def test_text_is_escaped(figures: Path) -> None:
     shown = page(
         title=new(),
         summary=new(),
-        headline=[Card(new(), Number(None, reason=new()), new()), Card("", Number(1, 0, new()))],
+        headline=[Card(new(), Number(None, reason=new()), new())],
         sections=[Section(new(), new(), [table], [figure], [new()])],
         parameters={new(): new(), f"{new()}.name": new()},
         provenance=Provenance(new(), True, {new(): new()}, [new()], [new()], new()),
@@ -311,14 +332,14 @@ def test_template_is_packaged(tmp_path: Path) -> None:
     ("number", "text"),
     [
         (Number(0.12345678), "0.1235"),
-        (Number(0.12345678, 2, "dB"), "0.12 dB"),
+        (Number(0.12345678, 2), "0.12"),
         (Number(-2.0, 1), "-2.0"),
         (Number(40), "40"),
         (Number(0.0), "0.0000"),
         (Number(0.00004), "4.0e-05"),  # not 0.0000
         (Number(0.00006), "0.0001"),
         (Number(None), "–"),
-        (Number(float("inf"), 2, "dB"), "–"),
+        (Number(float("inf"), 2), "–"),
         (Number(float("nan")), "–"),
     ],
 )
@@ -355,7 +376,7 @@ def test_reasons_by_name() -> None:
     """Catches a general reason that hides the particular one."""
     reasons = {"vae.a": "both", "a": "metric", "vae": "system"}
     numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}}
-    table = systems_table("T", numbers, reasons)
+    table = systems_table("T", numbers, {}, {}, reasons)
     found = [[cell.reason for cell in row[1:]] for row in table.rows]
     assert found == [["metric", "both"], ["", "system"]]
 
@@ -378,7 +399,7 @@ def test_the_better_one_stands_out(
 ) -> None:
     """Catches a direction exchanged, and emphasis where nothing was compared."""
     numbers = {name: {metric: v} for name, v in zip(("scorevae", "vae"), values, strict=True)}
-    (row,) = systems_table("T", numbers).rows
+    (row,) = systems_table("T", numbers, comparison.METRICS, {}).rows
     assert tuple(cell.best for cell in row[1:]) == best
     assert len(table_page([row]).all("strong")) == sum(best)
 
@@ -398,37 +419,64 @@ PAPER = {  # METHOD.md, section 5
 def test_the_papers_numbers_where_they_apply(preset: str) -> None:
     """Catches numbers of another data set, in another order, or where nothing is comparable."""
     numbers = {"scorevae": {"l2": 3.0, "paper_lpips": 0.1}, "vae": {"l2": 4.0, "paper_lpips": 0.2}}
-    section = comparison(tiny_config(preset=preset), numbers)
-    beside = [table for table in section.tables if table.columns[-1] == "Paper"]
-    assert len(beside) == (preset in PAPER)
-    if beside:
-        assert [row[-1] for row in beside[0].rows] == PAPER[preset]
+    data = comparison.PUBLISHED.get(preset)
+    assert (data is not None) == (preset in PAPER)
+    if data is not None:
+        beside = comparison.paper_table(tiny_config(preset=preset), numbers, data, {})
+        assert [row[-1] for row in beside.rows] == PAPER[preset]
         ours = ["3.0000", "4.0000", "0.1000", "0.2000", "0.75"]
-        assert [row[1].text for row in beside[0].rows] == ours[-len(PAPER[preset]) :]
+        assert [row[1].text for row in beside.rows] == ours[-len(PAPER[preset]) :]
     comparable = preset in ("cifar10", "cifar10_resnet", "celeba64")
-    assert (NOT_COMPARABLE in section.notes) == (not comparable)
-    assert any("stretched" in note for note in section.notes) == (preset == "celeba64")
+    notes = comparison.notes(preset)
+    assert (comparison.NOT_COMPARABLE in notes) == (not comparable)
+    assert any("stretched" in note for note in notes) == (preset == "celeba64")
 
 
 def test_ratio_needs_both() -> None:
     """Catches a division by what is not there."""
     for numbers in ({"scorevae": {"l2": 1.0}}, {"scorevae": {"l2": None}, "vae": {"l2": 1.0}}, {}):
-        assert headline(numbers)[0].number.why == "needs both L2"
-    ratio = headline({"scorevae": {"l2": 1.0}, "vae": {"l2": 8.0}})[0].number
+        assert comparison.ratio_card(numbers).number.why == "needs both L2"
+    ratio = comparison.ratio_card({"scorevae": {"l2": 1.0}, "vae": {"l2": 8.0}}).number
     assert ratio.value == 0.125
 
 
-def test_training_table(figures: Path, curves: Path) -> None:
-    """Catches seconds of another phase, a sum that forgets one, and a missing file that stops."""
-    shown = Page(render(assembled(figures, curves, tiny_config())))
+def test_cards_are_the_headline_metrics() -> None:
+    """Catches a card of another system, one without the others beside it, and a lost reason."""
+    metrics = {
+        "a": Metric("A", better="lower", headline=1),
+        "b": Metric("B"),
+        "c": Metric("C", headline=2),
+    }
+    numbers = {
+        "vae": {"a": 2.0},
+        "scorevae": {"a": 1.0, "b": 3.0, "c": None},
+        "pixels": {"a": 4.0},
+    }
+    own = [Card("Own", Number(1))]
+    cards = cards_of(part("p", metrics=metrics), Found(numbers, reasons={"c": "why"}, cards=own))
+    assert [(card.label, card.number.text, card.detail) for card in cards] == [
+        ("Own", "1", ""),
+        ("A\u00a0↓", "1.0", "VAE 2.0, Pixels 4.0"),
+        ("C", "–", ""),
+    ]
+    assert cards[-1].number.why == "why"
+
+
+def test_training_table(curves: Path) -> None:
+    """Catches seconds of another phase, and a sum that forgets one."""
+    shown = page(sections=[Section("S", tables=[training.table(phases(curves))])])
     assert shown.rows("Trainings") == {
-        "Prior": ["–1"] * 5,
         "VAE": ["100", "20.5", "205.0", "1.5000", "1.7500"],
-        "Encoder, warm start": ["10", "4.0", "400.0", "9.5000", "–2"],
+        "Encoder, warm start": ["10", "4.0", "400.0", "9.5000", "–1"],
         "Encoder, objective": ["300", "61.5", "205.0", "3.2500", "3.5000"],
     }
-    assert "there is no curve file prior.csv" in shown.text("ol")
     assert "1 min 26 s of training in all" in shown.text("p")
+
+
+def test_missing_curve_is_named(tmp_path: Path) -> None:
+    """Catches a finished evaluation that is lost to a curve file."""
+    with pytest.raises(Unavailable, match=r"vae\.csv: not a training curve"):
+        read_curve(tmp_path / "vae.csv")
 
 
 @pytest.mark.parametrize(
@@ -438,8 +486,8 @@ def test_training_table(figures: Path, curves: Path) -> None:
 def test_broken_curve_is_named(tmp_path: Path, content: str) -> None:
     """Catches a traceback in place of the file's name."""
     (tmp_path / "vae.csv").write_text(content)
-    with pytest.raises(UserError, match=r"vae\.csv: not a training curve"):
-        read_phases(tmp_path / "vae.csv")
+    with pytest.raises(Unavailable, match=r"vae\.csv: not a training curve"):
+        read_curve(tmp_path / "vae.csv")
 
 
 @pytest.mark.parametrize(
@@ -457,51 +505,43 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_records_become_rows() -> None:
-    """Catches columns out of order, text taken for a number, and a reason of another column."""
-    records = [
-        {"sampler": "ddim", "evaluations": 20, "l2": 0.5, "lpips": None},
-        {"sampler": "heun", "evaluations": 39, "l2": None},
-    ]
-    section = sampler_study(records, reasons={"lpips": "8 pixels", "l2": "diverged"})
-    shown = page(sections=[section])
-    assert list(shown.tables) == ["Samplers"]  # no guidance sweep, no table
-    assert shown.rows("Samplers") == {
-        "ddim": ["20", "0.5000", "–1"],
-        "heun": ["39", "–2", "–1"],
-    }
-    assert shown.text("ol") == "8 pixels diverged"
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: likelihood({}),
-        lambda: sampler_study([]),
-        lambda: latents({}),
-        lambda: sample_quality({}),
-    ],
-)
-def test_part_that_was_switched_off_says_so(build) -> None:
-    """Catches an empty table, and a heading over nothing."""
-    section = build()
-    assert section.tables == []
-    assert section.notes == ["Nothing to show: this part was switched off in params.yaml."]
-
-
-@pytest.mark.parametrize(
-    "build", [likelihood, latents, sample_quality], ids=["likelihood", "latents", "sample_quality"]
-)
-def test_section_of_systems(build, figures: Path) -> None:
-    """Catches a section that drops its reasons, figures or notes."""
-    figure = figure_file(figures / "of_mine.png")
-    numbers = {"scorevae": {"some_measure": 1.5}, "vae": {"some_measure": None}}
-    section = build(numbers, reasons={"vae": "none"}, figures=[figure], notes=["Note"])
-    shown = page(sections=[section])
-    assert shown.rows(section.tables[0].caption) == {"Some measure": ["1.5000", "–1"]}
+def test_section_of_a_part(figures: Path) -> None:
+    """Catches a section that drops reasons, tables, figures, notes, or shows what has no form."""
+    shown_as = Columns(("sampler", "l2"), "Trials", lambda row: {"setting": row["sampler"], **row})
+    declared = part(
+        "mine",
+        metrics={"some_measure": Metric("Some measure", digits=1)},
+        tables={"trials": shown_as, "hidden": Columns(("t",))},
+        figures={"of_mine": Caption("Of mine.", "Mine"), "not_drawn": Caption("", "")},
+    )
+    found = Found(
+        {"scorevae": {"some_measure": 1.5}, "vae": {"some_measure": None}},
+        {"trials": [{"sampler": "ddim", "l2": 0.5}], "hidden": [{"t": 0.0}]},
+        {"of_mine": DRAWN},
+        ["Note"],
+        {"vae": "none"},
+    )
+    shown = page(sections=[section(declared, found, "", declared.metrics, figures)])
+    assert shown.tables["Mine"] == [["Metric", "ScoreVAE", "VAE"], ["Some measure", "1.5", "–1"]]
+    assert shown.tables["Trials"] == [["Setting", "Sampler", "L2"], ["ddim", "ddim", "0.5000"]]
+    assert len(shown.tables) == 2
     assert shown.text("ol") == "none"
     assert shown.text("figcaption") == "Of mine."
     assert [text for path, text in shown.texts if path.endswith("section ul li")] == ["Note"]
+
+
+def test_part_that_found_nothing_says_why(figures: Path) -> None:
+    """Catches an empty section, a null without its reason, and a part that was switched off."""
+    asked = part("asked", metrics={"fid": Metric("FID")}, rows={"scorevae": None, "prior": None})
+    report = assemble(
+        tiny_config(), [(asked, None), (part("off"), None)], {"asked": "too small"}, {},
+        figures=figures, provenance=ORIGIN, images=1,
+    )  # fmt: skip
+    shown = page(sections=report.sections)
+    assert shown.rows("Asked") == {"FID": ["–1", "–1"]}
+    assert shown.text("ol") == "too small"
+    assert [s.title for s in report.sections] == ["Asked", "Costs"]
+    assert report.sections[-1].notes == ["Switched off in params.yaml: Off."]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"GIF89a"])

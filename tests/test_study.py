@@ -10,14 +10,13 @@ from tiny import save_tiny_models
 from scorevae.autoencoders import DEFAULT_SAMPLING, ScoreVAE
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
+from scorevae.evaluation.parts import guidance, samplers
 from scorevae.evaluation.parts.samplers import (
     Trial,
-    guidance_figure,
+    attempt,
     pareto,
     recommended,
-    sampler_figure,
     sampler_settings,
-    try_guidance,
     try_samplers,
 )
 from scorevae.sampling import network_evaluations
@@ -80,7 +79,7 @@ def test_trials_are_those_of_the_model(model: ScoreVAE, originals: torch.Tensor)
 def test_no_guidance_is_the_prior(model: ScoreVAE, originals: torch.Tensor) -> None:
     """Catches a γ that leaves a part of the encoder's score, or that scales the prior's."""
     z = model.encode(originals).mean
-    nothing, whole = try_guidance(model, originals, z, [0.0, 1.0], seed=3)
+    nothing, whole = (attempt(model, originals, z, gamma, 3) for gamma in (0.0, 1.0))
     prior = model.sample_prior(len(originals), seed=3)
     assert nothing.l2 == l2_distances(originals, prior).mean().item()
     assert whole.l2 != nothing.l2
@@ -125,11 +124,11 @@ def test_pareto_is_what_nothing_beats() -> None:
 def test_figures_draw_every_trial(tmp_path: Path) -> None:
     """Catches a curve left out, and a figure that cannot be saved."""
     trials = [trial(5, 3.0), trial(10, 2.0), trial(5, 2.5, "heun")]
-    figure = sampler_figure(trials)
+    figure = samplers.draw(trials)
     drawn = {line.get_label(): line.get_xdata().tolist() for line in figure.axes[0].lines}
     assert drawn == {"ddim": [5, 10], "heun": [5], "not beaten": [5, 10]}
     figures.save(figure, tmp_path / "a.png")
-    second = guidance_figure([trial(5, 3.0), trial(5, 2.0)])
+    second = guidance.draw([trial(5, 3.0), trial(5, 2.0)])
     assert [len(axis.lines) for axis in second.axes] == [1, 1]
     figures.save(second, tmp_path / "b.png")
 

@@ -1,33 +1,56 @@
-"""A trained ScoreVAE: images to latents and back. Images are in [0, 1], batch first."""
+"""Trained systems: images to latents and back. Images are in [0, 1], batch first.
+
+Every system answers to the same four verbs (:class:`System`), and SYSTEMS is the one place that
+knows their names: what compares systems goes through its rows.
+"""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from scorevae.config import SamplingConfig
+from scorevae.config import ProtocolConfig, SamplingConfig
 from scorevae.data.arrays import to_unit_range
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encoder
 from scorevae.networks.prior import Prior, PriorHeader, load_prior
-from scorevae.networks.vae import TrainedVAE
+from scorevae.networks.vae import TrainedVAE, load_vae
 from scorevae.randomness import make_generator
-from scorevae.reconstructions import Reconstructions
 from scorevae.sampling import generate
 from scorevae.score import ScoreFn, posterior_score, prior_score
 from scorevae.sde import perturb
-from scorevae.shapes import Groups, Images, Latents
+from scorevae.shapes import Groups, Images, Latents, PerSample
 
 Report = Callable[[int], None]
 
 DEFAULT_SAMPLING = SamplingConfig(
     sampler="sde_dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
 )
+
+
+class System(Protocol):
+    """An auto-encoder: what ScoreVAE and its baselines have in common."""
+
+    def encode(self, images: Images) -> DiagonalGaussian:
+        """q(z|x) of each image."""
+        ...
+
+    def decode(self, z: Latents, *, seed: int = 0) -> Images:
+        """One image for each latent; the same one for the same seed."""
+        ...
+
+    def reconstruct(self, images: Images, *, seed: int = 0) -> Images:
+        """Encode to the mean of q(z|x), then decode."""
+        ...
+
+    def rate(self, images: Images) -> PerSample:
+        """KL(q(z|x) ‖ N(0, I)) of each image, in nats."""
+        ...
 
 
 class KeptBatches(Protocol):
@@ -118,14 +141,8 @@ class ScoreVAE:
         Raises:
             UserError: the images have another shape than the model's, or leave [0, 1].
         """
-        self._check_images(images)
-        parts = [
-            self.encoder(
-                (2 * chunk - 1).to(self.device), torch.zeros(len(chunk), device=self.device)
-            )
-            for chunk in images.split(self.batch)
-        ]
-        return _joined(parts)
+        _check_images(images, self.image_shape)
+        return _encode_clean(self.encoder, images, self.batch, self.device)
 
     @torch.no_grad()
     def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
@@ -141,7 +158,7 @@ class ScoreVAE:
             return self.encode(images)
         if not self.sde.t_min <= t <= 1:
             raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
-        self._check_images(images)
+        _check_images(images, self.image_shape)
         noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
         parts = []
         for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
@@ -175,8 +192,7 @@ class ScoreVAE:
         Raises:
             UserError: latents or x_1 have the wrong shape.
         """
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise UserError(f"z has shape {tuple(z.shape)}; give (count, {self.latent})")
+        _check_latents(z, self.latent)
 
         def score(rows: slice) -> ScoreFn:
             return posterior_score(
@@ -193,6 +209,10 @@ class ScoreVAE:
         """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
         return self.decode(self.encode(images).mean, guidance=guidance, seed=seed)
 
+    def rate(self, images: Images) -> PerSample:
+        """KL(q(z|x_0, 0) ‖ N(0, I)) of each image, in nats."""
+        return self.encode(images).kl_to_standard_normal()
+
     def sample(self, count: int, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Draw z ~ N(0, I), then x ~ p(x|z)."""
         z = torch.randn(count, self.latent, generator=make_generator("cpu", seed, "z"))
@@ -208,7 +228,7 @@ class ScoreVAE:
         """Images along the straight line between the latents of each pair, ends included.
 
         Every image of a pair sees the same noise, as in :meth:`decode_groups`, so that only z
-        changes along the line. Other paths: :func:`scorevae.evaluation.probe.arc`.
+        changes along the line. Other paths: :func:`scorevae.evaluation.parts.interpolations.arc`.
         """
         start, end = self.encode(first).mean, self.encode(second).mean
         weight = torch.linspace(0, 1, steps)[None, :, None]
@@ -277,16 +297,6 @@ class ScoreVAE:
         for first in range(0, count, size):
             yield slice(first, min(first + size, count))
 
-    def _check_images(self, images: Images) -> None:
-        if len(images) == 0 or images.shape[1:] != self.image_shape:
-            raise UserError(
-                f"images have shape {tuple(images.shape)}; give (count, "
-                f"{', '.join(map(str, self.image_shape))})"
-            )
-        low, high = images.min().item(), images.max().item()
-        if not (low >= 0 and high <= 1):  # NaN too
-            raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
-
 
 def _check_same_space(prior: PriorHeader, encoder: EncoderHeader) -> None:
     """Bayes' rule needs both scores under one process and in one image space."""
@@ -299,8 +309,8 @@ def _check_same_space(prior: PriorHeader, encoder: EncoderHeader) -> None:
             )
 
 
-class VAEBaseline:
-    """The β-VAE as an auto-encoder of images in [0, 1]; the decoder's mean is the image."""
+class VAE:
+    """The β-VAE as an auto-encoder; the mean of p(x|z) is its image. Results are on the CPU."""
 
     def __init__(
         self, vae: TrainedVAE, *, device: torch.device | str | None = None, batch: int = 500
@@ -308,26 +318,77 @@ class VAEBaseline:
         """Wrap a VAE from :func:`scorevae.networks.vae.load_vae`."""
         self.device = torch.device(device) if device is not None else default_device()
         self.batch = batch
+        self.image_shape = vae.header.image.shape
+        self.latent = vae.header.latent
         self._network = vae.network.to(self.device)
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, device: torch.device | str | None = None, batch: int = 500
+    ) -> Self:
+        """Load ``vae.safetensors`` from a folder.
+
+        Raises:
+            UserError: the file is missing or foreign.
+        """
+        return cls(load_vae(Path(folder) / "vae.safetensors"), device=device, batch=batch)
 
     @torch.no_grad()
     def encode(self, images: Images) -> DiagonalGaussian:
-        """q(z|x) of images in [0, 1]."""
-        parts = []
-        for chunk in images.split(self.batch):
-            x = (2 * chunk - 1).to(self.device)
-            parts.append(self._network.encoder(x, torch.zeros(len(x), device=self.device)))
-        return _joined(parts)
+        """q(z|x) of images in [0, 1].
+
+        Raises:
+            UserError: the images have another shape than the model's, or leave [0, 1].
+        """
+        _check_images(images, self.image_shape)
+        return _encode_clean(self._network.encoder, images, self.batch, self.device)
 
     @torch.no_grad()
-    def reconstruct(self, images: Images) -> Reconstructions:
+    def decode(self, z: Latents, *, seed: int = 0) -> Images:
+        """The mean of p(x|z) of each latent; nothing is drawn, so that no seed matters.
+
+        Raises:
+            UserError: latents have the wrong shape.
+        """
+        del seed
+        _check_latents(z, self.latent)
+        chunks = z.split(self.batch)
+        decoded = [self._network.decoder(chunk.to(self.device)) for chunk in chunks]
+        return torch.cat([to_unit_range(x).cpu() for x in decoded])
+
+    def reconstruct(self, images: Images, *, seed: int = 0) -> Images:
         """Encode to the mean of q(z|x), decode to the mean of p(x|z)."""
-        posterior = self.encode(images)
-        decoded = [
-            to_unit_range(self._network.decoder(z.to(self.device))).cpu()
-            for z in posterior.mean.split(self.batch)
-        ]
-        return Reconstructions(torch.cat(decoded), posterior)
+        return self.decode(self.encode(images).mean, seed=seed)
+
+    def rate(self, images: Images) -> PerSample:
+        """KL(q(z|x) ‖ N(0, I)) of each image, in nats."""
+        return self.encode(images).kl_to_standard_normal()
+
+
+def _check_images(images: Images, shape: tuple[int, int, int]) -> None:
+    if len(images) == 0 or images.shape[1:] != shape:
+        raise UserError(
+            f"images have shape {tuple(images.shape)}; give (count, {', '.join(map(str, shape))})"
+        )
+    low, high = images.min().item(), images.max().item()
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
+
+
+def _check_latents(z: Latents, latent: int) -> None:
+    if z.ndim != 2 or z.shape[1] != latent:
+        raise UserError(f"z has shape {tuple(z.shape)}; give (count, {latent})")
+
+
+def _encode_clean(
+    encoder: nn.Module, images: Images, batch: int, device: torch.device
+) -> DiagonalGaussian:
+    """q(z|x_0, 0), batch by batch."""
+    parts = []
+    for chunk in images.split(batch):
+        x_0 = (2 * chunk - 1).to(device)
+        parts.append(encoder(x_0, torch.zeros(len(x_0), device=device)))
+    return _joined(parts)
 
 
 def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
@@ -347,3 +408,46 @@ def _draws(generator: torch.Generator, shared: int) -> Callable[[Tensor], Tensor
         return drawn.repeat_interleave(shared, dim=0)
 
     return noise
+
+
+class SystemRow(NamedTuple):
+    """A system as those see it that compare systems."""
+
+    title: str
+    weights: tuple[str, ...]  # its files in the folder of models
+    load: Callable[[Path, ProtocolConfig, int], System]  # folder, how to draw, batch
+    # As printed in tables 1 and 2 of arXiv 2304.12141 (β = 0.01): data set -> metric -> number.
+    published: Mapping[str, Mapping[str, str]]
+
+
+def _load_scorevae(folder: Path, sampling: ProtocolConfig, batch: int) -> System:
+    return ScoreVAE.load(folder, sampling=sampling, batch=batch)
+
+
+def _load_vae(folder: Path, sampling: ProtocolConfig, batch: int) -> System:
+    del sampling  # it draws nothing
+    return VAE.load(folder, batch=batch)
+
+
+# In the order of rows and columns; the first is the one that the others are compared with.
+SYSTEMS = {
+    "scorevae": SystemRow(
+        "ScoreVAE",
+        ("prior.safetensors", "encoder.safetensors"),
+        _load_scorevae,
+        {
+            "CIFAR-10": {"l2": "2.634", "paper_lpips": "0.125"},
+            "CelebA 64×64": {"l2": "7.322", "paper_lpips": "0.158"},
+        },
+    ),
+    "vae": SystemRow(
+        "VAE",
+        ("vae.safetensors",),
+        _load_vae,
+        {
+            "CIFAR-10": {"l2": "3.410", "paper_lpips": "0.269"},
+            "CelebA 64×64": {"l2": "6.97", "paper_lpips": "0.217"},
+        },
+    ),
+}
+MODEL, BASELINE = list(SYSTEMS)[:2]

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that the user can mend."""
+"""The two things that may go wrong: a mistake that the user can mend, and what cannot be had."""
 
 import click
 
@@ -11,5 +11,8 @@ class UserError(click.ClickException):
     """
 
 
-class MetricUnavailable(Exception):
-    """A metric cannot be computed here; the message says why and what would help."""
+class Unavailable(Exception):
+    """Something cannot be had here, because of what the message says, with what would help.
+
+    No mistake: the rest goes on, and the report shows "–" with this reason.
+    """

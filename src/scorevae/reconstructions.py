@@ -1,5 +1,6 @@
-"""What the stage reconstruct hands to evaluate: images and the posteriors they came from."""
+"""The stage reconstruct: test images through every system, batch by batch, kept for evaluate."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,9 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorevae.autoencoders import ScoreVAE, System
+from scorevae.config import Config
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.shapes import Images
+from scorevae.randomness import make_generator
+from scorevae.runtime.interruption import Interrupted, stop_requests
+from scorevae.runtime.progress import progress
+from scorevae.runtime.state import BatchFolder
+from scorevae.shapes import Images, Latents
 
 
 class Reconstructions(NamedTuple):
@@ -17,6 +24,50 @@ class Reconstructions(NamedTuple):
 
     images: Images
     posterior: DiagonalGaussian
+
+
+def reconstruct(
+    systems: Mapping[str, System], originals: Images, config: Config, kept: BatchFolder
+) -> dict[str, Reconstructions]:
+    """Reconstructions of every system by name; batches found in ``kept`` are not drawn again.
+
+    A system that draws takes z as the protocol says, one that does not the mean of q(z|x).
+
+    Raises:
+        Interrupted: stopped from outside; the finished batches are saved.
+    """
+    found = {}
+    for name, system in systems.items():
+        posterior = system.encode(originals)
+        if isinstance(system, ScoreVAE):
+            images = _decode(system, latents(posterior, config), config, kept)
+        else:
+            images = system.decode(posterior.mean)
+        found[name] = Reconstructions(images, posterior)
+    return found
+
+
+def latents(posterior: DiagonalGaussian, config: Config) -> Latents:
+    """The z that the protocol reconstructs from: the mean of q(z|x_0), or a sample of it."""
+    if config.sampling.z == "mean":
+        return posterior.mean
+    return posterior.sample(make_generator("cpu", config.seed, "reconstruct", "z"))
+
+
+def _decode(model: ScoreVAE, z: Latents, config: Config, kept: BatchFolder) -> Images:
+    """Decode batch by batch; a run that is started again goes on after the last finished one."""
+    with progress("reconstruct", kept.rows(), len(z)) as shown, stop_requests() as stopping:
+
+        def report(done: int) -> None:
+            shown(done)
+            if (reason := stopping()) and done < len(z):
+                raise Interrupted(
+                    f"reconstruct: stopped by {reason}; {done} of {len(z)} images are saved, and "
+                    "the same command goes on from there"
+                )
+
+        guidance = config.reconstruct.guidance
+        return model.decode(z, guidance=guidance, seed=config.seed, report=report, kept=kept)
 
 
 def save(folder: Path, name: str, reconstructions: Reconstructions) -> None:

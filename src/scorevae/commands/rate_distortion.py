@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import click
 
+from scorevae.autoencoders import SYSTEMS
 from scorevae.config import load_config
 from scorevae.errors import UserError
 from scorevae.evaluation import figures
 from scorevae.runtime.files import replacing
 
-SYSTEMS = {"scorevae": "ScoreVAE", "vae": "VAE"}
 DISTORTIONS = {"l2": "L2", "psnr": "PSNR, dB", "sharpness": "sharpness"}
 FIXED = ("preset", "seed", "sde.", "objective.", "reconstruct.", "protocols.", "presets.")
 UNFINISHED = ("Running", "Queued", "Failed")  # DVC shows them with their commit's metrics
@@ -93,11 +93,11 @@ def figure(found: Sequence[Point]) -> figures.Figure:
     """Each distortion against rate, a curve for each system, β at its points."""
     drawn, axes = figures.lines(len(DISTORTIONS))
     for axis, (name, label) in zip(axes, DISTORTIONS.items(), strict=True):
-        for system, title in SYSTEMS.items():
+        for system, row in SYSTEMS.items():
             own = [point for point in found if point.system == system]
             rates = [point.rate_nats for point in own]
             values = [getattr(point, name) for point in own]
-            axis.plot(rates, values, ".-", label=title)
+            axis.plot(rates, values, ".-", label=row.title)
             for point, rate, value in zip(own, rates, values, strict=True):
                 axis.annotate(
                     f"{point.beta:g}",

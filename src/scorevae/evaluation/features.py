@@ -22,7 +22,7 @@ from scorevae.data.arrays import (
     to_tensor,
     to_unit_range,
 )
-from scorevae.errors import MetricUnavailable
+from scorevae.errors import Unavailable
 from scorevae.randomness import derive_seed, global_seed
 from scorevae.runtime.published import check_digest, kept_or_downloaded, own_file, weights_file
 from scorevae.shapes import AnyImages, Labels
@@ -110,11 +110,11 @@ def distances(features: FeatureFn, generated: AnyImages, reference: AnyImages) -
     The sets must be independent: reconstructions of the reference are not.
 
     Raises:
-        MetricUnavailable: a set without a covariance.
+        Unavailable: a set without a covariance.
     """
     count = min(len(generated), len(reference))
     if count < FEWEST:
-        raise MetricUnavailable(f"sample quality: {count} image; {FEWEST} are the least")
+        raise Unavailable(f"sample quality: {count} image; {FEWEST} are the least")
     first, second = (features(images.clamp(0, 1)) for images in (generated, reference))
     return Distances(frechet_distance(first, second), kernel_distance(first, second), count)
 
@@ -123,11 +123,11 @@ def locate_inception(own: str | None, size: int) -> Path:
     """torch-fidelity's weights: the user's file, else the one in TORCH_HOME, else a download.
 
     Raises:
-        MetricUnavailable: they cannot be had, or the images are too small.
+        Unavailable: they cannot be had, or the images are too small.
         UserError: the user's file is not there.
     """
     if size < SMALLEST:
-        raise MetricUnavailable(
+        raise Unavailable(
             f"fid and kid: images of {size} pixels are under the {SMALLEST} that Inception needs"
         )
     if own is not None:
@@ -135,7 +135,7 @@ def locate_inception(own: str | None, size: int) -> Path:
     try:
         return kept_or_downloaded(INCEPTION)
     except (OSError, RuntimeError) as error:
-        raise MetricUnavailable(
+        raise Unavailable(
             f"fid and kid: Inception's weights {INCEPTION.name} cannot be downloaded "
             f"({error}); name the file, or put it under $TORCH_HOME/hub/checkpoints"
         ) from None
@@ -206,15 +206,15 @@ def train_feature_classifier(
     distances do not depend on the arbitrary scale of a layer.
 
     Raises:
-        MetricUnavailable: no labels, or a single class.
+        Unavailable: no labels, or a single class.
     """
     if train.labels is None:
-        raise MetricUnavailable("classifier distances: the data have no labels")
+        raise Unavailable("classifier distances: the data have no labels")
     rng = np.random.default_rng(derive_seed(seed, "quality", "images"))
     chosen = np.sort(rng.permutation(len(train.images))[:limit])
     labels = train.labels[chosen]
     if (labels == labels[:1]).all():
-        raise MetricUnavailable("classifier distances: the training labels hold a single class")
+        raise Unavailable("classifier distances: the training labels hold a single class")
     images = to_unit_range(to_tensor(train.images[chosen]))
     # Classes are numbered in the order of their labels; an attribute is 0 or 1 as it is.
     classes = np.unique(labels) if labels.ndim == 1 else None

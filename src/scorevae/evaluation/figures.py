@@ -1,13 +1,11 @@
-"""Pictures: image grids and training curves, written as PNG by matplotlib."""
+"""Pictures: what several parts draw with, and how a figure becomes a PNG."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
-from scorevae.gaussian import DiagonalGaussian
 from scorevae.runtime.files import replacing
 from scorevae.shapes import AnyImages, Images
 
@@ -63,28 +61,12 @@ def lines(panels: int) -> tuple[Figure, np.ndarray]:
     return figure, np.atleast_1d(axes)
 
 
-def latent_costs(posteriors: dict[str, DiagonalGaussian]) -> Figure:
-    """Mean KL(q(z_i|x) ‖ N(0, 1)) of each latent in nats, the dearest first, for each system."""
-    figure, (axis,) = lines(1)
-    for name, posterior in posteriors.items():
-        costs = np.sort(posterior.kl_per_latent().mean(dim=0).numpy())[::-1]
-        axis.plot(np.arange(1, len(costs) + 1), costs, label=f"{name}: {costs.sum():.0f} nats")
-    axis.set(xlabel="latent, the dearest first", ylabel="KL, nats", ylim=(0, None))
-    axis.legend(fontsize=8)
-    return figure
+def label_name(label: int, names: Mapping[int, str] | None) -> str:
+    """What a label is called in a picture."""
+    return as_written((names or {}).get(label, str(label)))
 
 
-def training_curves(files: dict[str, Path]) -> Figure:
-    """One panel for each curve file written by a training stage: the loss against steps."""
-    figure, axes = plt.subplots(1, len(files), figsize=(4 * len(files), 3), squeeze=False)
-    for axis, (name, path) in zip(axes[0], files.items(), strict=True):
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for phase in dict.fromkeys(row["phase"] for row in rows):
-            points = [r for r in rows if r["phase"] == phase and r["loss"]]
-            steps = [int(r["step"]) for r in points]
-            axis.plot(steps, [float(r["loss"]) for r in points], label=phase)
-        axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
+def name_columns(figure: Figure, names: Sequence[str]) -> None:
+    """Titles over the first row of :func:`image_rows`."""
+    for axis, name in zip(figure.axes, names, strict=False):
+        axis.set_title(name, fontsize=8)

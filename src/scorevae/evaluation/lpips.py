@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from scorevae.config import LPIPSConfig, LPIPSNet
-from scorevae.errors import UserError
+from scorevae.errors import Unavailable, UserError
 from scorevae.runtime.files import replacing
 from scorevae.runtime.published import (
     WeightsFile,
@@ -36,10 +36,6 @@ _URLS: dict[LPIPSNet, str] = {
     "vgg": models.VGG16_Weights.IMAGENET1K_V1.url,
     "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
 }
-
-
-class LPIPSUnavailable(Exception):
-    """LPIPS cannot be computed here; the message says why and what would help."""
 
 
 def trunk_file(net: LPIPSNet) -> WeightsFile:
@@ -65,7 +61,7 @@ def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path) -> str:
                 _check_size(size)
                 digest = _store(_locate(net, own), net, temporary / f"{net}.safetensors")
                 status[net] = f"sha256 {digest}"
-            except LPIPSUnavailable as reason:
+            except Unavailable as reason:
                 if settings.required and net == settings.net:
                     raise UserError(
                         f"{reason}. This preset requires LPIPS: set presets.<name>.lpips.required "
@@ -78,9 +74,7 @@ def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path) -> str:
 
 def _check_size(size: int) -> None:
     if size < SMALLEST:
-        raise LPIPSUnavailable(
-            f"images of {size} pixels are under the {SMALLEST} that its trunk needs"
-        )
+        raise Unavailable(f"images of {size} pixels are under the {SMALLEST} that its trunk needs")
 
 
 def _locate(net: LPIPSNet, own: str | None) -> Path:
@@ -91,7 +85,7 @@ def _locate(net: LPIPSNet, own: str | None) -> Path:
     try:
         return kept_or_downloaded(file)
     except (OSError, RuntimeError) as error:
-        raise LPIPSUnavailable(
+        raise Unavailable(
             f"the {net} trunk {file.name} cannot be downloaded ({error}); name the file in "
             "presets.<name>.lpips.trunk, or put it under $TORCH_HOME/hub/checkpoints"
         ) from None
@@ -111,14 +105,14 @@ def load_lpips(folder: Path, net: LPIPSNet) -> nn.Module:
     """The pretrained network out of a folder of :func:`prepare_trunks`; never random weights.
 
     Raises:
-        LPIPSUnavailable: the folder says why the trunk is not there.
+        Unavailable: the folder says why the trunk is not there.
         UserError: the folder is not what the stage download wrote.
     """
     try:
         status: dict[str, str] = json.loads((folder / STATUS).read_text())
         why = status.get(net, "unavailable: not asked for")
         if why.startswith("unavailable"):
-            raise LPIPSUnavailable(f"lpips {net} {why}")
+            raise Unavailable(f"lpips {net} {why}")
         trunk = load_file(folder / f"{net}.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(

@@ -1,11 +1,9 @@
 """How good reconstructions are. Images are in [0, 1] (values may lie outside), batch first."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import conv2d
 
 from scorevae.data.arrays import (
@@ -13,11 +11,9 @@ from scorevae.data.arrays import (
     to_tensor,
     to_unit_range,
 )
-from scorevae.errors import MetricUnavailable
-from scorevae.evaluation import lpips as perceptual
+from scorevae.errors import Unavailable
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.randomness import derive_seed
-from scorevae.reconstructions import Reconstructions
 from scorevae.shapes import Images, Labels, PerSample
 
 Classifier = Callable[[Images], Labels]
@@ -65,11 +61,11 @@ def sharpness(originals: Images, reconstructions: Images) -> float:
     """Laplacian energy of the reconstructions over that of the originals; below 1 is blur.
 
     Raises:
-        MetricUnavailable: the originals are constant images.
+        Unavailable: the originals are constant images.
     """
     reference = laplacian_energy(originals)
     if reference == 0:
-        raise MetricUnavailable("sharpness: the original images are constant")
+        raise Unavailable("sharpness: the original images are constant")
     return laplacian_energy(reconstructions) / reference
 
 
@@ -95,18 +91,18 @@ def train_classifier(train: Split, limit: int, seed: int) -> Classifier:
     image): linear, by ridge regression.
 
     Raises:
-        MetricUnavailable: no labels, or the same for every image.
+        Unavailable: no labels, or the same for every image.
     """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.svm import SVC
 
     if train.labels is None:
-        raise MetricUnavailable("class_agreement: the data have no labels")
+        raise Unavailable("class_agreement: the data have no labels")
     rng = np.random.default_rng(derive_seed(seed, "classifier"))
     chosen = rng.permutation(len(train.images))[:limit]
     labels = train.labels[chosen]
     if (labels == labels[:1]).all():
-        raise MetricUnavailable("class_agreement: the training labels hold a single class")
+        raise Unavailable("class_agreement: the training labels hold a single class")
     model = SVC() if labels.ndim == 1 else RidgeClassifier()
     images = to_unit_range(to_tensor(train.images[chosen]))
     model.fit(images.flatten(1).numpy(), labels)
@@ -116,39 +112,3 @@ def train_classifier(train: Split, limit: int, seed: int) -> Classifier:
 def class_agreement(classifier: Classifier, originals: Images, reconstructions: Images) -> float:
     """Share of verdicts (one for each image, or for each attribute) that x̂ and x share."""
     return float(np.mean(classifier(originals) == classifier(reconstructions)))
-
-
-class Judges(NamedTuple):
-    """Trained models that compare images; None where one cannot be had."""
-
-    lpips: nn.Module | None
-    paper_lpips: nn.Module | None
-    classifier: Classifier | None
-
-
-def summarise(
-    originals: Images, system: Reconstructions, *, active_threshold: float, judges: Judges
-) -> dict[str, float | int | None]:
-    """All numbers of one system, the entry of ``results/metrics.json``; None: not available.
-
-    ``lpips`` is the distance as its authors define it. ``paper_lpips`` is that of arXiv
-    2304.12141: VGG, fed images in [0, 1]; comparable with tables 1 and 2, too low as a distance.
-    ``l2`` is the same in both.
-    """
-    x, x_hat = originals, system.images
-    lpips, paper_lpips, classifier = judges
-    numbers: dict[str, float | int | None] = {
-        "l2": l2_distances(x, x_hat).mean().item(),
-        "mse": mean_squared_error(x, x_hat),
-        "psnr": peak_signal_to_noise_ratio(x, x_hat),
-        "ssim": structural_similarity(x, x_hat),
-        "sharpness": sharpness(x, x_hat),
-        "lpips": perceptual.distance(lpips, x, x_hat) if lpips else None,
-        "paper_lpips": (
-            perceptual.distance(paper_lpips, x, x_hat, unit_range=True) if paper_lpips else None
-        ),
-        "rate_nats": rate_nats(system.posterior),
-        "active_units": active_units(system.posterior, active_threshold),
-        "class_agreement": class_agreement(classifier, x, x_hat) if classifier else None,
-    }
-    return numbers

@@ -1,82 +1,29 @@
-"""The stage evaluate: the comparison of ScoreVAE with the VAE, in numbers and in pictures."""
+"""The stage evaluate: every part that is switched on, and the files that hold what it found."""
 
 import csv
 import json
 import math
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from scorevae.autoencoders import default_device
-from scorevae.config import Config, EvaluateConfig
-from scorevae.data.arrays import Split
-from scorevae.errors import MetricUnavailable
+from scorevae.autoencoders import SYSTEMS
+from scorevae.config import Config
+from scorevae.errors import Unavailable
 from scorevae.evaluation import figures
-from scorevae.evaluation.lpips import PAPER_NET, LPIPSUnavailable, load_lpips
-from scorevae.evaluation.metrics import (
-    Judges,
-    l2_distances,
-    summarise,
-    train_classifier,
-)
-from scorevae.evaluation.part import PARTS, Analysis, Numbers, Subject, analyse
-from scorevae.evaluation.report.assembly import CURVES, assemble
+from scorevae.evaluation.metrics import l2_distances
+from scorevae.evaluation.part import Found, Numbers, Part, Subject
+from scorevae.evaluation.parts import PARTS
+from scorevae.evaluation.report.assembly import assemble
 from scorevae.evaluation.report.page import write
 from scorevae.evaluation.report.provenance import provenance
-from scorevae.evaluation.report.sections import cards, sections
-from scorevae.reconstructions import Reconstructions
+from scorevae.evaluation.report.tables import Rows
 from scorevae.runtime.files import replacing
-from scorevae.shapes import Images, Labels
 
-TITLES = {"scorevae": "ScoreVAE", "vae": "VAE"}
-COMPARISON, FIGURES = "comparison", "figures"  # steps of the stage before and after PARTS
-
-
-def compare(
-    originals: Images,
-    systems: dict[str, Reconstructions],
-    judges: Judges,
-    settings: EvaluateConfig,
-) -> Numbers:
-    """All metrics of every system; one that cannot be had is None."""
-    return {
-        name: summarise(
-            originals, system, active_threshold=settings.active_threshold, judges=judges
-        )
-        for name, system in systems.items()
-    }
-
-
-def open_judges(config: Config, train: Split, lpips: Path) -> tuple[Judges, dict[str, str]]:
-    """LPIPS from the folder ``lpips``, a classifier of the training images, and what is missing.
-
-    Returns:
-        The judges, and for each metric that has none the reason, which goes to stderr too.
-    """
-    reasons: dict[str, str] = {}
-
-    def judge(metric: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401 (types of their own)
-        try:
-            return load()
-        except (LPIPSUnavailable, MetricUnavailable) as reason:
-            reasons[metric] = str(reason)
-            warn(str(reason))
-            return None
-
-    device = default_device()
-    net, limit = config.selected.lpips.net, config.evaluate.classifier_images
-    judges = Judges(
-        judge("lpips", lambda: load_lpips(lpips, net).to(device)),
-        judge("paper_lpips", lambda: load_lpips(lpips, PAPER_NET).to(device)),
-        judge("class_agreement", lambda: train_classifier(train, limit, config.seed)),
-    )
-    return judges, reasons
-
-
-def warn(reason: str) -> None:
-    """Say on stderr why something is reported as null."""
-    print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
+FILES = "figures and report"  # the last step, after the parts
+Report = Callable[[str], None]
 
 
 class Outputs(NamedTuple):
@@ -94,75 +41,121 @@ class Outputs(NamedTuple):
         return [*sorted(self.figures.glob("*.png")), self.metrics, self.errors, self.page]
 
 
+@dataclass
+class Analysis:
+    """What all parts found, put together."""
+
+    parts: Sequence[Part]
+    found: dict[str, Found] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)  # part -> why it is not there
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def numbers(self) -> Numbers:
+        """By system and metric; null where a part that is switched on could not be had."""
+        merged: Numbers = {}
+        for part in self.parts:
+            if part.name in self.found:
+                numbers = self.found[part.name].numbers
+            elif part.name in self.unavailable:
+                numbers = part.nothing()
+            else:
+                continue
+            for system, values in numbers.items():
+                merged.setdefault(system, {}).update(values)
+        return merged
+
+    def reasons(self) -> dict[str, str]:
+        """Why a metric, or a whole part, is null."""
+        by_metric = [found.reasons for found in self.found.values()]
+        return {k: v for reasons in [*by_metric, self.unavailable] for k, v in reasons.items()}
+
+    def tables(self) -> Iterator[tuple[str, tuple[str, ...], Rows]]:
+        """Name, columns and rows of every table; no rows where the part did not run."""
+        rows = {k: v for found in self.found.values() for k, v in found.tables.items()}
+        for part in self.parts:
+            for name, columns in part.tables.items():
+                yield name, columns.names, rows.get(name, [])
+        costs: Rows = [{"part": k, "seconds": v} for k, v in self.seconds.items()]
+        yield "costs", ("part", "seconds"), costs
+
+    def figures(self) -> dict[str, figures.Figure]:
+        """Every figure by its name."""
+        return {k: v for found in self.found.values() for k, v in found.figures.items()}
+
+
 def evaluate(
     subject: Subject,
     outputs: Outputs,
     *,
-    lpips: Path,
-    curves: Path,
     params: Path,
-    report_step: Callable[[str], None],
-) -> tuple[Numbers, Numbers]:
-    """Compare, analyse, and write everything.
+    report_step: Report,
+    parts: Sequence[Part] = PARTS,
+) -> Numbers:
+    """Run the parts and write everything.
 
     Args:
         subject: what is evaluated.
         outputs: where to write.
-        lpips: folder of the trunks.
-        curves: folder of the training curves.
         params: the parameter file, for the page's commands.
-        report_step: called with COMPARISON, the name of each part of the analysis, and FIGURES.
+        report_step: called with the name of each part, and at last with FILES.
+        parts: those that may run.
 
     Returns:
-        The comparison's numbers, and all of them.
+        The numbers, as in ``metrics.json``.
     """
-    config = subject.config
-    report_step(COMPARISON)
-    judges, missing = open_judges(config, subject.train, lpips)
-    compared = compare(subject.originals, subject.systems, judges, config.evaluate)
-    analysis = analyse(subject, report_step)
-    numbers = merged(compared, analysis.numbers())
-    report_step(FIGURES)
-    draw_figures(outputs.figures, subject, analysis, curves)
-    write_errors(outputs.errors, subject.originals, subject.systems, subject.test.labels)
+    analysis = analyse(subject, parts, report_step)
+    report_step(FILES)
+    numbers = analysis.numbers()
+    with replacing(outputs.figures) as temporary:
+        for name, figure in analysis.figures().items():
+            figures.save(figure, temporary / f"{name}.png")
+    write_errors(outputs.errors, subject)
     write_tables(outputs.tables, analysis)
-    write_reasons(outputs.reasons, missing | analysis.reasons)
+    write_reasons(outputs.reasons, analysis.reasons())
     write_metrics(outputs.metrics, numbers)
     page = assemble(
-        config,
-        compared,
+        subject.config,
+        [(part, analysis.found.get(part.name)) for part in parts],
+        analysis.unavailable,
+        analysis.seconds,
         figures=outputs.figures,
-        curves=curves,
-        provenance=provenance(config, params),
+        provenance=provenance(subject.config, params),
         images=len(subject.originals),
-        reasons=missing,
-        cards=cards(numbers),
-        sections=sections(analysis, numbers, outputs.figures),
     )
     write(outputs.page, page)
-    return compared, numbers
+    return numbers
 
 
-def memory_remedy(config: Config, step: str) -> str:
+def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis:
+    """Run the parts that are switched on, one after the other."""
+    result = Analysis(parts)
+    for part in parts:
+        if not part.is_on(subject.config):
+            continue
+        report(part.name)
+        started = time.perf_counter()
+        try:
+            result.found[part.name] = part.compute(subject)
+        except Unavailable as reason:
+            result.unavailable[part.name] = str(reason)
+            report(f"{part.name} is null: {reason}")
+        result.seconds[part.name] = time.perf_counter() - started
+    return result
+
+
+def memory_remedy(config: Config, step: str, parts: Sequence[Part] = PARTS) -> str:
     """What to lower where a step, named as it was reported, runs out of memory."""
-    settings, batch = config.evaluate, f"reconstruct.batch ({config.reconstruct.batch})"
-    if step in PARTS:
-        _, part = PARTS[step]
-        sizes = getattr(settings, part).model_dump().items()
-        counts = [f"evaluate.{part}.{key} ({n})" for key, n in sizes if key.endswith("images")]
-        keys = [batch, *counts]
-    elif step == FIGURES:
-        keys = [batch, f"evaluate.figure_images ({settings.figure_images})"]
+    keys = [f"reconstruct.batch ({config.reconstruct.batch})"]
+    part = next((part for part in parts if part.name == step), None)
+    settings = None if part is None else part.settings_of(config)
+    if part is not None and settings is not None:
+        counts = settings.model_dump().items()
+        keys += [f"evaluate.{part.settings}.{k} ({n})" for k, n in counts if k.endswith("images")]
     else:
-        images = f"presets.{config.preset}.test_images"
-        keys = [images, f"evaluate.classifier_images ({settings.classifier_images})"]
+        keys.append(f"presets.{config.preset}.test_images")
+        for key in ("classifier_images", "figure_images"):
+            keys.append(f"evaluate.{key} ({getattr(config.evaluate, key)})")
     return f"in {step}, lower {' or '.join(keys)}"
-
-
-def merged(compared: Numbers, analysed: Numbers) -> Numbers:
-    """The comparison's numbers followed by those of the analysis, for each system."""
-    names = dict.fromkeys([*compared, *analysed])
-    return {name: {**compared.get(name, {}), **analysed.get(name, {})} for name in names}
 
 
 def write_reasons(path: Path, reasons: dict[str, str]) -> None:
@@ -196,11 +189,10 @@ def write_metrics(path: Path, numbers: Numbers) -> None:
         temporary.write_text(json.dumps(plain, indent=2) + "\n")
 
 
-def write_errors(
-    path: Path, originals: Images, systems: dict[str, Reconstructions], labels: Labels | None
-) -> None:
+def write_errors(path: Path, subject: Subject) -> None:
     """One row for each test image: its number, class and L2 under every system (CSV)."""
-    distances = {name: l2_distances(originals, s.images) for name, s in systems.items()}
+    originals, labels = subject.originals, subject.test.labels
+    distances = {n: l2_distances(originals, s.images) for n, s in subject.reconstructed.items()}
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", *(f"{name}_l2" for name in distances)])
@@ -211,10 +203,10 @@ def write_errors(
 
 
 def table(numbers: Numbers) -> str:
-    """The metrics as aligned text, one column for each system."""
-    names = [name for name in TITLES if name in numbers]
-    lines = [f"{'metric':<16}" + "".join(f"{TITLES[name]:>12}" for name in names)]
-    for metric in numbers[names[0]]:
+    """The comparison as aligned text, one column for each system."""
+    names = [name for name in SYSTEMS if name in numbers]
+    lines = [f"{'metric':<16}" + "".join(f"{SYSTEMS[name].title:>12}" for name in names)]
+    for metric in PARTS[0].metrics:
         cells = (numbers[name].get(metric) for name in names)
         lines.append(f"{metric:<16}" + "".join(f"{_cell(value):>12}" for value in cells))
     return "\n".join(lines)
@@ -222,37 +214,6 @@ def table(numbers: Numbers) -> str:
 
 def _cell(value: float | int | None) -> str:
     return "null" if value is None else f"{value:d}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def draw_figures(folder: Path, subject: Subject, analysis: Analysis, curves: Path) -> None:
-    """Write every figure into ``folder``, all or none."""
-    config, model, systems = subject.config, subject.model, subject.systems
-    count, seed = config.evaluate.figure_images, config.seed
-    rows = [("original", subject.originals[:count])]
-    rows += [(TITLES[name], system.images[:count]) for name, system in systems.items()]
-    grid = count * min(count, 8)
-    guidance = config.reconstruct.guidance
-    drawn = {
-        "comparison": figures.image_rows(rows, "test images and their reconstructions"),
-        "prior_samples": figures.image_grid(
-            model.sample_prior(grid, seed=seed), count, "samples of the diffusion prior"
-        ),
-        "samples": figures.image_grid(
-            model.sample(grid, guidance=guidance, seed=seed),
-            count,
-            "samples of ScoreVAE, z ~ N(0, I)",
-        ),
-        "latent_costs": figures.latent_costs(
-            {TITLES[name]: system.posterior for name, system in systems.items()}
-        ),
-        **analysis.figures(),
-        "training_curves": figures.training_curves(
-            {name: curves / f"{name}.csv" for name in CURVES}
-        ),
-    }
-    with replacing(folder) as temporary:
-        for name, figure in drawn.items():
-            figures.save(figure, temporary / f"{name}.png")
 
 
 def headline(numbers: Numbers) -> dict[str, float]:

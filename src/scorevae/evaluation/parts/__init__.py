@@ -1,1 +1,35 @@
-"""The analyses of the stage evaluate, one file each."""
+"""The analyses of the stage evaluate, one file each, in the order of the page."""
+
+from scorevae.evaluation.part import Part
+from scorevae.evaluation.parts import (
+    comparison,
+    distances,
+    draws,
+    edits,
+    embedding,
+    guidance,
+    interpolations,
+    likelihood,
+    probes,
+    samplers,
+    samples,
+    shuffled,
+    training,
+)
+
+PARTS: tuple[Part, ...] = (
+    comparison.PART,
+    samples.PART,
+    likelihood.PART,
+    samplers.PART,
+    guidance.PART,
+    probes.PART,
+    embedding.PART,
+    interpolations.PART,
+    edits.PART,
+    draws.PART,
+    shuffled.PART,
+    distances.CLASSIFIER,
+    distances.INCEPTION,
+    training.PART,
+)

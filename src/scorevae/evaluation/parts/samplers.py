@@ -1,4 +1,4 @@
-"""What another sampler, grid, number of evaluations or guidance would have given.
+"""L2, SSIM, sharpness and seconds of every sampler at several costs, from one x_1.
 
 Every trial decodes the same latents from the same x_1. What noise a sampler of the SDE adds on the
 way depends on its steps, though: with another seed the L2 of a dozen digits moves by a tenth. So a
@@ -16,6 +16,8 @@ from scorevae.autoencoders import ScoreVAE
 from scorevae.config import SamplingConfig
 from scorevae.evaluation.figures import Figure, lines
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
+from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
+from scorevae.evaluation.report.tables import Row
 from scorevae.sampling import network_evaluations
 from scorevae.shapes import Images, Latents
 
@@ -39,12 +41,46 @@ class Trial:
     seconds: float  # of decoding all images
     distances: tuple[float, ...] = field(repr=False)  # L2 of each image; not in tables
 
-    def record(self) -> dict[str, str | float | int | None]:
+    def record(self) -> Row:
         """As a row of a table."""
         return {name: getattr(self, name) for name in COLUMNS}
 
 
-COLUMNS = [column.name for column in fields(Trial) if column.name != "distances"]
+COLUMNS = tuple(column.name for column in fields(Trial) if column.name != "distances")
+
+
+def compute(subject: Subject) -> Found:
+    """Try every sampler on every grid, and say which is enough."""
+    config, settings = subject.config, subject.config.evaluate.samplers
+    trials = try_samplers(
+        subject.model,
+        subject.originals[: settings.images],
+        subject.z[: settings.images],
+        sampler_settings(settings.evaluations, settings.grids, config.sampling),
+        guidance=config.reconstruct.guidance,
+        seed=config.seed,
+    )
+    best, enough = min(trials, key=lambda trial: trial.l2), recommended(trials)
+    note = (
+        f"Best L2: {_described(best)}. Fewest evaluations whose L2 is within 2 % of it, or within "
+        f"10 % and the noise of {len(best.distances)} images (two standard errors of the "
+        f"difference): {_described(enough)}."
+    )
+    rows = [trial.record() for trial in trials]
+    return Found({}, {"samplers": rows}, {"samplers": draw(trials)}, [note])
+
+
+def _described(trial: Trial) -> str:
+    return (
+        f"{trial.sampler} on the grid {trial.grid} with {trial.evaluations} (L2 {trial.l2:.4f}, "
+        f"sharpness {trial.sharpness:.3f})"
+    )
+
+
+def as_shown(setting: Callable[[Row], str]) -> Callable[[Row], Row]:
+    """A trial's row for the page: the setting's name first, and what the name does not say."""
+    told = ("evaluations", "l2", "ssim", "sharpness", "seconds")
+    return lambda row: {"setting": setting(row), **{key: row[key] for key in told}}
 
 
 def sampler_settings(
@@ -78,19 +114,13 @@ def try_samplers(
     """Decode the latents of the originals once for each of the settings."""
     trials = []
     for done, sampling in enumerate(settings, start=1):
-        trials.append(_try(model.with_sampling(sampling), originals, z, guidance, seed))
+        trials.append(attempt(model.with_sampling(sampling), originals, z, guidance, seed))
         report(done)
     return trials
 
 
-def try_guidance(
-    model: ScoreVAE, originals: Images, z: Latents, weights: Iterable[float], *, seed: int
-) -> list[Trial]:
-    """Decode the latents of the originals once for each γ; 0 is the prior alone."""
-    return [_try(model, originals, z, weight, seed) for weight in weights]
-
-
-def _try(model: ScoreVAE, originals: Images, z: Latents, guidance: float, seed: int) -> Trial:
+def attempt(model: ScoreVAE, originals: Images, z: Latents, guidance: float, seed: int) -> Trial:
+    """Decode the latents of the originals, and judge the images."""
     started = time.perf_counter()
     images = model.decode(z, guidance=guidance, seed=seed)
     seconds = time.perf_counter() - started
@@ -136,7 +166,7 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def sampler_figure(trials: Sequence[Trial]) -> Figure:
+def draw(trials: Sequence[Trial]) -> Figure:
     """L2 and sharpness against network evaluations; the front that nothing beats is marked."""
     grids = sorted({trial.grid for trial in trials})
     by_sampler: dict[str, list[Trial]] = {}
@@ -158,11 +188,21 @@ def sampler_figure(trials: Sequence[Trial]) -> Figure:
     return figure
 
 
-def guidance_figure(trials: Sequence[Trial]) -> Figure:
-    """L2 and sharpness against γ."""
-    figure, axes = lines(2)
-    weights = [trial.guidance for trial in trials]
-    for axis, name in zip(axes, ("l2", "sharpness"), strict=True):
-        axis.plot(weights, [getattr(trial, name) for trial in trials], ".-")
-        axis.set(xlabel="guidance γ", ylabel="L2" if name == "l2" else name)
-    return figure
+PART = Part(
+    name="samplers",
+    title="Samplers",
+    text="What decoding costs and gains: every sampler on every grid, from one starting noise.",
+    compute=compute,
+    settings="samplers",
+    tables={
+        "samplers": Columns(
+            COLUMNS, "Samplers", as_shown(lambda row: f"{row['sampler']}, {row['grid']}")
+        )
+    },
+    figures={
+        "samplers": Caption(
+            "L2 and sharpness against network evaluations; squares mark what nothing beats.",
+            "Two panels of curves, one for each sampler, on logarithmic axes.",
+        )
+    },
+)

@@ -32,7 +32,6 @@ class Number:
 
     value: Value
     digits: int = 4  # decimals; an int has none
-    unit: str = ""
     reason: str = ""  # why there is no value
     best: bool = False  # emphasised
 
@@ -59,7 +58,7 @@ class Number:
             number = f"{self.value:.1e}"
         else:
             number = f"{self.value:.{self.digits}f}"
-        return f"{number} {self.unit}".rstrip()
+        return number
 
 
 @dataclass(frozen=True)

@@ -14,82 +14,38 @@ class Metric(NamedTuple):
     meaning: str = ""
     better: Literal["lower", "higher", "one", ""] = ""
     digits: int = 4
-    unit: str = ""
+    headline: int | None = None  # decimals on its card at the top of the page; None: no card
 
 
-METRICS = {
-    "l2": Metric("L2", "mean ‖x̂ − x‖₂ of the flattened image in [0, 1]", "lower"),
-    "mse": Metric("MSE", "mean over pixels of (x̂ − x)²", "lower", 6),
-    "psnr": Metric("PSNR, dB", "mean over images", "higher"),
-    "ssim": Metric("SSIM", "structural similarity", "higher"),
-    "sharpness": Metric(
-        "Sharpness", "Laplacian energy over that of the data; below 1: blur", "one"
-    ),
-    "lpips": Metric("LPIPS", "perceptual distance, as its authors define it", "lower"),
-    "paper_lpips": Metric("LPIPS, the paper's", "VGG fed [0, 1]: too low as a distance", "lower"),
-    "rate_nats": Metric("Rate, nats", "mean KL(q(z|x₀) ‖ N(0, I))"),
-    "active_units": Metric("Active units", "latents whose mean varies over the data"),
-    "class_agreement": Metric(
-        "Class agreement", "share of a classifier's verdicts that x̂ and x share", "higher"
-    ),
-    "bits_per_dim": Metric("Bits per dimension", "the bound on −log₂ p(x), β = 1", "lower"),
-    "bits_per_dim_error": Metric("its standard error", "Monte Carlo: same images, other noise"),
-    "bits_per_dim_image_error": Metric("its standard error over images", "other images, too"),
-    "bits_reconstruction": Metric("reconstruction", "−E log₂ p(x₀|x_ε) of the 256 grey values"),
-    "bits_prior_matching": Metric("prior matching", "KL(q(x₁|x₀) ‖ π)"),
-    "bits_diffusion": Metric("diffusion", "½ ∫ g² E‖∇ln p(xₜ|x₀) − s‖² dt"),
-    "bits_rate": Metric("rate", "KL(q(z|x₀) ‖ N(0, I))"),
-    "bits_below_t_min": Metric("of the diffusion, below t_min", "where nothing was trained"),
-    "bits_theorem_3": Metric("the bound by Song's theorem 3", "another estimator of the same"),
-    "ode_bits_per_dim": Metric("Bits per dimension by the ODE", "the prior's own likelihood"),
-    "ode_bits_per_dim_error": Metric("its standard error", "over images"),
-    "linear_probe": Metric("Linear probe", "accuracy on test images", "higher"),
-    "neighbours": Metric("Nearest neighbours", "accuracy on test images", "higher"),
-    "l2_of_one_draw": Metric("L2 of one draw for z", "", "lower"),
-    "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
-    "pixel_std": Metric("Spread of a pixel over draws", "standard deviation"),
-    "calibration": Metric(
-        "Error of the mean over spread", "1 if the image is like a draw for its z", "one"
-    ),
-    "l2_shuffled_z": Metric("L2 with another image's z", "from the same noise"),
-    "shuffled_ratio": Metric("the same over L2 with its own z", "1: z is ignored"),
-    "classifier_fd": Metric("Fréchet distance", "features of a small classifier", "lower"),
-    "classifier_kd": Metric("Kernel distance", "features of a small classifier", "lower"),
-    "fid": Metric("FID", "", "lower"),
-    "kid": Metric("KID", "", "lower"),
-    "evaluations": Metric("Evaluations", digits=0),
-    "seconds": Metric("Time, s", digits=2),
-}
-ARROWS = {
-    "lower": "\u00a0↓",
-    "higher": "\u00a0↑",
-    "one": "\u00a0→\u00a01",
-    "": "",
-}  # no break before
-SYSTEMS = {
-    "scorevae": "ScoreVAE",
-    "vae": "VAE",
-    "prior": "Prior",
-    "pixels": "Pixels",
-    "train_images": "Training images",
-}
+Metrics = Mapping[str, Metric]
+Row = Mapping[str, str | Value]
+Rows = list[Row]
+
+# With a space that does not break.
+ARROWS = {"lower": "\u00a0↓", "higher": "\u00a0↑", "one": "\u00a0→\u00a01", "": ""}
 ARROW_NOTE = "↓ lower is better, ↑ higher is better, → 1 closest to one is best; bold: the best."
 
 
-def metric_label(metric: str) -> Label:
-    """The head of a metric's row; a metric that is not in METRICS goes by its own name."""
-    known = METRICS.get(metric, Metric(metric.replace("_", " ").capitalize()))
+def metric_label(name: str, metrics: Metrics) -> Label:
+    """The head of a metric's row; an unknown metric goes by its own name."""
+    known = _known(name, metrics)
     return Label(known.label + ARROWS[known.better], known.meaning)
 
 
-def number(metric: str, value: Value, reason: str = "", *, best: bool = False) -> Number:
+def _known(name: str, metrics: Metrics) -> Metric:
+    return metrics.get(name) or Metric(name.replace("_", " ").capitalize())
+
+
+def number(metric: Metric, value: Value, reason: str = "", *, best: bool = False) -> Number:
     """A value with its metric's precision; without unit, which the label has."""
-    return Number(value, METRICS.get(metric, Metric(metric)).digits, reason=reason, best=best)
+    return Number(value, metric.digits, reason=reason, best=best)
 
 
 def systems_table(
     caption: str,
     numbers: Mapping[str, Values],
+    metrics: Metrics,
+    titles: Mapping[str, str],
     reasons: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Table:
@@ -99,51 +55,47 @@ def systems_table(
         caption: of the table.
         numbers: system -> metric -> value, as in ``results/metrics.json``; a metric that only
             some systems have is missing in the others.
+        metrics: how each is printed.
+        titles: of the systems; one that has none goes by its name.
         reasons: why a value is None, under "system.metric", "metric" or "system".
         note: below the table.
     """
     known = reasons or {}
     rows: list[list[Cell]] = []
-    for metric in dict.fromkeys(m for values in numbers.values() for m in values):
-        values = [numbers[system].get(metric) for system in numbers]
+    for name in dict.fromkeys(m for values in numbers.values() for m in values):
+        metric = _known(name, metrics)
+        values = [numbers[system].get(name) for system in numbers]
         best = _best(metric, values)
-        rows.append([metric_label(metric)])
+        rows.append([metric_label(name, metrics)])
         for system, value in zip(numbers, values, strict=True):
-            why = reason_of(known, f"{system}.{metric}", metric, system)
+            why = reason_of(known, f"{system}.{name}", name, system)
             rows[-1].append(number(metric, value, why, best=value is not None and value in best))
-    columns = ["Metric", *(SYSTEMS.get(system, system) for system in numbers)]
+    columns = ["Metric", *(titles.get(system, system) for system in numbers)]
     return Table(caption, columns, rows, note)
 
 
-def records_table(
-    caption: str,
-    records: Sequence[Mapping[str, str | Value]],
-    reasons: Mapping[str, str] | None = None,
-    note: str = "",
-) -> Table:
+def records_table(caption: str, records: Sequence[Row], metrics: Metrics) -> Table:
     """One row for each record (a setting, an experiment), one column for each key.
 
     The keys of the first record are the columns; the first one is the head of each row.
-    ``reasons`` says under a key why its values are None.
     """
-    known = reasons or {}
     names = list(records[0]) if records else []
-    rows: list[list[Cell]] = []
-    for record in records:
-        cells = [(name, record.get(name)) for name in names]
-        rows.append(
-            [c if isinstance(c, str) else number(n, c, known.get(n, "")) for n, c in cells]
-        )
-    return Table(caption, [metric_label(name).text for name in names], rows, note)
+    rows: list[list[Cell]] = [
+        [
+            cell if isinstance(cell, str) else number(_known(name, metrics), cell)
+            for name, cell in ((name, record.get(name)) for name in names)
+        ]
+        for record in records
+    ]
+    return Table(caption, [metric_label(name, metrics).text for name in names], rows)
 
 
-def _best(metric: str, values: Sequence[Value]) -> set[float | int]:
+def _best(metric: Metric, values: Sequence[Value]) -> set[float | int]:
     """The best of at least two different values; none where a metric has no better."""
-    better = METRICS.get(metric, Metric(metric)).better
     finite = {value for value in values if value is not None and math.isfinite(value)}
-    if better == "" or len(finite) < 2:
+    if metric.better == "" or len(finite) < 2:
         return set()
-    match better:
+    match metric.better:
         case "lower":
             return {min(finite)}
         case "higher":

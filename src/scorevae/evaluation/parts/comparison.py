@@ -1,0 +1,230 @@
+"""Every system on the test images: distances, sharpness, rate, what a classifier still sees."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS, default_device
+from scorevae.config import Config
+from scorevae.errors import Unavailable
+from scorevae.evaluation import lpips, metrics
+from scorevae.evaluation.figures import Figure, image_rows, lines
+from scorevae.evaluation.part import Caption, Found, Numbers, Part, Subject
+from scorevae.evaluation.report.page import Card, Cell, Label, Number, Table
+from scorevae.evaluation.report.tables import ARROW_NOTE, Metric, number, reason_of
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.reconstructions import Reconstructions
+from scorevae.shapes import Images
+
+
+class Judges(NamedTuple):
+    """Trained models that compare images; None where one cannot be had."""
+
+    lpips: nn.Module | None
+    paper_lpips: nn.Module | None
+    classifier: metrics.Classifier | None
+
+
+def compute(subject: Subject) -> Found:
+    """All metrics of every system; beside the paper's numbers where that means something."""
+    config = subject.config
+    judges, reasons = open_judges(subject)
+    numbers = {
+        name: summarise(subject.originals, system, config.evaluate.active_threshold, judges)
+        for name, system in subject.reconstructed.items()
+    }
+    data = PUBLISHED.get(config.preset)
+    return Found(
+        numbers,
+        figures=draw(subject),
+        notes=notes(config.preset),
+        reasons=reasons,
+        cards=[ratio_card(numbers)],
+        page=[] if data is None else [paper_table(config, numbers, data, reasons)],
+    )
+
+
+def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
+    """LPIPS of the models' folder, a classifier of the training images, and what is missing.
+
+    Returns:
+        The judges, and for each metric that has none the reason, which goes to stderr too.
+    """
+    reasons: dict[str, str] = {}
+
+    def judge(metric: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401 (types of their own)
+        try:
+            return load()
+        except Unavailable as reason:
+            reasons[metric] = str(reason)
+            print(f"warning: {reason}; reported as null", file=sys.stderr, flush=True)
+            return None
+
+    config, device, trunks = subject.config, default_device(), subject.models / "lpips"
+    net, limit = config.selected.lpips.net, config.evaluate.classifier_images
+    judges = Judges(
+        judge("lpips", lambda: lpips.load_lpips(trunks, net).to(device)),
+        judge("paper_lpips", lambda: lpips.load_lpips(trunks, lpips.PAPER_NET).to(device)),
+        judge(
+            "class_agreement",
+            lambda: metrics.train_classifier(subject.train, limit, config.seed),
+        ),
+    )
+    return judges, reasons
+
+
+def summarise(
+    originals: Images, system: Reconstructions, active_threshold: float, judges: Judges
+) -> dict[str, float | int | None]:
+    """All numbers of one system, its entry of ``results/metrics.json``; None: not available.
+
+    ``lpips`` is the distance as its authors define it. ``paper_lpips`` is that of arXiv
+    2304.12141: VGG, fed images in [0, 1]; comparable with tables 1 and 2, too low as a distance.
+    ``l2`` is the same in both.
+    """
+    x, x_hat = originals, system.images
+    own, paper, classifier = judges
+    return {
+        "l2": metrics.l2_distances(x, x_hat).mean().item(),
+        "mse": metrics.mean_squared_error(x, x_hat),
+        "psnr": metrics.peak_signal_to_noise_ratio(x, x_hat),
+        "ssim": metrics.structural_similarity(x, x_hat),
+        "sharpness": metrics.sharpness(x, x_hat),
+        "lpips": lpips.distance(own, x, x_hat) if own else None,
+        "paper_lpips": lpips.distance(paper, x, x_hat, unit_range=True) if paper else None,
+        "rate_nats": metrics.rate_nats(system.posterior),
+        "active_units": metrics.active_units(system.posterior, active_threshold),
+        "class_agreement": metrics.class_agreement(classifier, x, x_hat) if classifier else None,
+    }
+
+
+# Presets on the paper's data; in the last one's budget only the ratio of systems compares.
+PUBLISHED = {
+    "cifar10": "CIFAR-10",
+    "cifar10_resnet": "CIFAR-10",
+    "celeba64": "CelebA 64×64",
+    "cifar10_small": "CIFAR-10",
+}
+COMPARABLE = ("cifar10", "cifar10_resnet", "celeba64")
+REMARKS = {
+    "CelebA 64×64": "The paper's images are CelebA-HQ, stretched and shrunk; its numbers on them "
+    "are comparable with no other work's."
+}
+NOT_COMPARABLE = (
+    "Absolute values are not comparable with the paper's, which are for other images, networks or "
+    "budgets."
+)
+
+
+def notes(preset: str) -> list[str]:
+    """What must be known before numbers are laid beside the paper's."""
+    if preset not in COMPARABLE:
+        return [NOT_COMPARABLE]
+    return [REMARKS[data] for data in REMARKS if data == PUBLISHED[preset]]
+
+
+def paper_table(config: Config, numbers: Numbers, data: str, reasons: dict[str, str]) -> Table:
+    """This run beside the numbers printed in arXiv 2304.12141, tables 1 and 2."""
+    rows: list[list[Cell]] = []
+    if config.preset in COMPARABLE:
+        for metric in SYSTEMS[MODEL].published[data]:
+            for name, system in SYSTEMS.items():
+                why = reason_of(reasons, f"{name}.{metric}", metric, name)
+                value = number(METRICS[metric], numbers.get(name, {}).get(metric), why)
+                head = Label(f"{METRICS[metric].label}, {system.title}")
+                rows.append([head, value, system.published[data][metric]])
+    ours, theirs = (float(SYSTEMS[name].published[data]["l2"]) for name in (MODEL, BASELINE))
+    head = Label(f"L2, {_over()}", f"below 1: {SYSTEMS[MODEL].title} is closer")
+    ratio = Number(_ratio(numbers), 2, reason="needs both L2")
+    rows.append([head, ratio, f"{ours / theirs:.2f}"])
+    return Table(
+        f"Beside the paper ({data})",
+        ["Quantity", "This run", "Paper"],
+        rows,
+        "Paper: arXiv 2304.12141, β 0.01, 1000 steps of the reverse SDE, z sampled (the protocol "
+        f"“paper”). This run: β {config.beta}, protocol “{config.reconstruct.protocol}”.",
+    )
+
+
+def _ratio(numbers: Numbers) -> float | None:
+    ours, theirs = (numbers.get(name, {}).get("l2") for name in (MODEL, BASELINE))
+    if ours is None or theirs is None or theirs == 0:
+        return None
+    return ours / theirs
+
+
+def _over() -> str:
+    return f"{SYSTEMS[MODEL].title} over {SYSTEMS[BASELINE].title}"
+
+
+def ratio_card(numbers: Numbers) -> Card:
+    """The headline: the model's L2 over the baseline's."""
+    ratio = Number(_ratio(numbers), 2, reason="needs both L2")
+    return Card("L2 ratio\u00a0↓", ratio, "" if ratio.missing else _over())
+
+
+def draw(subject: Subject) -> dict[str, Figure]:
+    """The first images as each system gives them back, and what each latent costs."""
+    count, systems = subject.config.evaluate.figure_images, subject.reconstructed
+    rows = [("original", subject.originals[:count])]
+    rows += [(SYSTEMS[name].title, system.images[:count]) for name, system in systems.items()]
+    posteriors = {SYSTEMS[name].title: system.posterior for name, system in systems.items()}
+    return {
+        "comparison": image_rows(rows, "test images and their reconstructions"),
+        "latent_costs": latent_costs(posteriors),
+    }
+
+
+def latent_costs(posteriors: dict[str, DiagonalGaussian]) -> Figure:
+    """Mean KL(q(z_i|x) ‖ N(0, 1)) of each latent in nats, the dearest first, for each system."""
+    figure, (axis,) = lines(1)
+    for name, posterior in posteriors.items():
+        costs = np.sort(posterior.kl_per_latent().mean(dim=0).numpy())[::-1]
+        axis.plot(np.arange(1, len(costs) + 1), costs, label=f"{name}: {costs.sum():.0f} nats")
+    axis.set(xlabel="latent, the dearest first", ylabel="KL, nats", ylim=(0, None))
+    axis.legend(fontsize=8)
+    return figure
+
+
+METRICS = {
+    "l2": Metric("L2", "mean ‖x̂ − x‖₂ of the flattened image in [0, 1]", "lower", headline=3),
+    "mse": Metric("MSE", "mean over pixels of (x̂ − x)²", "lower", 6),
+    "psnr": Metric("PSNR, dB", "mean over images", "higher", headline=2),
+    "ssim": Metric("SSIM", "structural similarity", "higher", headline=3),
+    "sharpness": Metric(
+        "Sharpness", "Laplacian energy over that of the data; below 1: blur", "one", headline=3
+    ),
+    "lpips": Metric("LPIPS", "perceptual distance, as its authors define it", "lower", headline=3),
+    "paper_lpips": Metric("LPIPS, the paper's", "VGG fed [0, 1]: too low as a distance", "lower"),
+    "rate_nats": Metric("Rate, nats", "mean KL(q(z|x₀) ‖ N(0, I))", headline=1),
+    "active_units": Metric("Active units", "latents whose mean varies over the data"),
+    "class_agreement": Metric(
+        "Class agreement", "share of a classifier's verdicts that x̂ and x share", "higher"
+    ),
+}
+PART = Part(
+    name="comparison",
+    title="Comparison",
+    text=(
+        "All systems read the same images, with the same encoder architecture, size of z and β. "
+        "The VAE decodes by a network, ScoreVAE by the reverse diffusion with the score "
+        "sₚ + ∇\u00a0ln\u00a0q(z|xₜ,\u00a0t)."
+    ),
+    compute=compute,
+    metrics=METRICS,
+    rows=dict.fromkeys(SYSTEMS),
+    figures={
+        "comparison": Caption(
+            "Test images and their reconstructions.",
+            "Rows of small images: test images, then each system's reconstructions of them.",
+        ),
+        "latent_costs": Caption(
+            "What each latent costs: its mean KL from N(0, 1), the dearest first.",
+            "Falling curves, one for each system.",
+        ),
+    },
+    note=ARROW_NOTE,
+)

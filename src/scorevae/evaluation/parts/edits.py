@@ -1,0 +1,159 @@
+"""z moved from one class towards another, and how often a classifier sees the target."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scorevae.errors import Unavailable
+from scorevae.evaluation.features import train_feature_classifier
+from scorevae.evaluation.figures import Figure, image_rows, label_name, name_columns
+from scorevae.evaluation.metrics import Classifier
+from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
+from scorevae.evaluation.probe import Indices, Labelled, label_column, labelled
+from scorevae.evaluation.report.tables import Rows
+from scorevae.shapes import Groups, Images
+
+EDITS_PER_CLASS = 2  # of the images that are shown
+
+
+def compute(subject: Subject) -> Found:
+    """Edit, judge, draw."""
+    settings, config = subject.config.evaluate.edits, subject.config
+    direction = class_direction(subject.z_probed)
+    labels = label_column(labelled(subject.z, subject.test.labels).labels)
+    rows = rows_to_edit(labels, direction, settings.images)
+    edited = subject.model.decode_groups(
+        edit(subject.z[rows], direction, settings.strengths),
+        guidance=config.reconstruct.guidance,
+        seed=config.seed,
+    )
+    classifier = train_feature_classifier(
+        subject.probed, len(subject.probed.images), config.evaluate.quality.steps, config.seed
+    )
+    shares = share_of_target(classifier.predict, edited, direction)
+    pairs = zip(settings.strengths, shares, strict=True)
+    table: Rows = [{"strength": s, "share_of_target": share} for s, share in pairs]
+    shown = _both_ends(len(rows))
+    originals = subject.originals[rows][shown]
+    figure = draw(originals, edited[shown], settings.strengths, direction, subject.names)
+    return Found(tables={"edits": table}, figures={"edits": figure})
+
+
+def _both_ends(count: int) -> list[int]:
+    """A few of the first rows and as many of the second half: some of either class."""
+    half = count // 2
+    shown = min(EDITS_PER_CLASS, half)
+    return [*range(shown), *range(half, half + shown)]
+
+
+class Direction(NamedTuple):
+    """From the mean z of one class to that of another."""
+
+    vector: Float[Tensor, " width"]
+    source: int
+    target: int
+
+
+def class_direction(
+    train: Labelled, *, pair: tuple[int, int] | None = None, attribute: int = 0
+) -> Direction:
+    """E[z|target] − E[z|source]: the difference of two classes' means.
+
+    The difference of means rather than a probe's weight: one unit of it carries the mean of one
+    class onto that of the other, whatever the penalty, and it stays where latents vary.
+
+    Args:
+        train: latents and labels.
+        pair: (source, target); None takes the two largest classes, in the order of their labels
+            (0 to 1 for an attribute).
+        attribute: which one, where each image has several.
+
+    Raises:
+        Unavailable: fewer than two classes, or one of the pair does not occur.
+    """
+    labels = label_column(train.labels, attribute)
+    source, target = _largest_classes(labels) if pair is None else pair
+    means = []
+    for label in (source, target):
+        members = torch.from_numpy(labels == label)
+        if not members.any():
+            raise Unavailable(f"direction: no training image has the label {label}")
+        means.append(train.vectors[members].mean(dim=0))
+    return Direction(means[1] - means[0], source, target)
+
+
+def _largest_classes(labels: Indices) -> tuple[int, int]:
+    values, counts = np.unique(labels, return_counts=True)
+    if len(values) < 2:
+        raise Unavailable("direction: the training labels hold a single class")
+    first, second = sorted(values[np.argsort(-counts, kind="stable")[:2]].tolist())
+    return first, second
+
+
+def rows_to_edit(labels: Indices, direction: Direction, count: int) -> Indices:
+    """The first images of either class, half of ``count`` each, the source's before the target's.
+
+    Raises:
+        Unavailable: there are fewer, or ``count`` is under two.
+    """
+    if count < 2:
+        raise Unavailable(f"edits: {count} image asked for; 2, one of each class, are the least")
+    classes = (direction.source, direction.target)
+    rows = [np.flatnonzero(labels == label)[: count // 2] for label in classes]
+    if min(map(len, rows)) < count // 2:
+        raise Unavailable(
+            f"edits: {count // 2} images of either class asked for, {min(map(len, rows))} there; "
+            "lower evaluate's number"
+        )
+    return np.concatenate(rows)
+
+
+def edit(
+    z: Float[Tensor, "batch width"], direction: Direction, strengths: list[float]
+) -> Float[Tensor, "batch strength width"]:
+    """z + s·(E[z|target] − E[z|source]) for every strength s."""
+    steps = torch.tensor(strengths).to(z)
+    return z[:, None] + steps[None, :, None] * direction.vector
+
+
+def share_of_target(
+    classifier: Classifier, edited: Groups, direction: Direction, attribute: int = 0
+) -> list[float]:
+    """For each strength, the share of edited images that a classifier takes for the target."""
+    verdicts = (label_column(classifier(images), attribute) for images in edited.unbind(dim=1))
+    return [float(np.mean(verdict == direction.target)) for verdict in verdicts]
+
+
+def draw(
+    originals: Images,
+    edited: Groups,
+    strengths: Sequence[float],
+    direction: Direction,
+    names: Mapping[int, str] | None = None,
+) -> Figure:
+    """Each original, then its z moved by every strength along the direction."""
+    source, target = (label_name(label, names) for label in (direction.source, direction.target))
+    rows = [("", torch.cat([a[None], row])) for a, row in zip(originals, edited, strict=True)]
+    figure = image_rows(rows, f"z moved along E[z|{target}] − E[z|{source}]")
+    name_columns(figure, ["original", *(f"{s:+g}" if s else "0" for s in strengths)])
+    return figure
+
+
+PART = Part(
+    name="edits",
+    title="Edits",
+    text="What moving z from the mean of one class towards that of another does to images.",
+    compute=compute,
+    settings="edits",
+    tables={"edits": Columns(("strength", "share_of_target"))},
+    figures={
+        "edits": Caption(
+            "z moved along the difference of two classes' means, from one noise.",
+            "Rows of images that change from one class towards another.",
+        )
+    },
+)

@@ -1,0 +1,134 @@
+"""What the trainings cost and where they ended, out of their curve files."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+
+from scorevae.errors import Unavailable
+from scorevae.evaluation.figures import Figure
+from scorevae.evaluation.part import Caption, Found, Part, Subject
+from scorevae.evaluation.report.page import Cell, Label, Number, Table
+
+CURVES = ("prior", "vae", "encoder")  # files in the folder of curves, and panels
+PHASES = {
+    "prior": Label("Prior", "diffusion U-Net"),
+    "vae": Label("VAE", "the baseline"),
+    "warm_start": Label("Encoder, warm start", "regression on the VAE's encoder"),
+    "objective": Label("Encoder, objective", "arXiv 2304.12141 §3.5"),
+}
+Record = Mapping[str, str]  # a row of a curve file
+
+
+class Phase(NamedTuple):
+    """The end of one training, out of its curve file."""
+
+    name: str
+    steps: int
+    seconds: float
+    loss: float | None
+    test_loss: float | None
+
+
+def compute(subject: Subject) -> Found:
+    """A table of all trainings and their curves."""
+    curves = {name: read_curve(subject.curves / f"{name}.csv") for name in CURVES}
+    phases = [phase for records in curves.values() for phase in read_phases(records)]
+    return Found(figures={"training_curves": draw(curves)}, page=[table(phases)])
+
+
+def read_curve(path: Path) -> list[Record]:
+    """The rows of a curve file.
+
+    Raises:
+        Unavailable: it is missing, a column is, or a value is no number.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            records: list[Record] = list(csv.DictReader(file))
+        read_phases(records)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise Unavailable(
+            f"{path}: not a training curve ({type(error).__name__}: {error}); run the stage that "
+            "trains it again"
+        ) from None
+    return records
+
+
+def read_phases(records: Sequence[Record]) -> list[Phase]:
+    """The trainings that a curve file records; ``seconds`` counts from the start of each."""
+    return [_phase(name, records) for name in dict.fromkeys(row["phase"] for row in records)]
+
+
+def _phase(name: str, records: Sequence[Record]) -> Phase:
+    own = [row for row in records if row["phase"] == name]
+
+    def last(column: str) -> float | None:
+        found = [row[column] for row in own if row.get(column)]
+        return float(found[-1]) if found else None
+
+    steps = max(int(row["step"]) for row in own)
+    seconds = max(float(row["seconds"]) for row in own)
+    return Phase(name, steps, seconds, last("loss"), last("test_loss"))
+
+
+def table(phases: Sequence[Phase]) -> Table:
+    """Steps, time and final loss of every training."""
+    total = sum(phase.seconds for phase in phases)
+    columns = ["Training", "Steps", "Time, s", "ms per step", "Loss", "Test loss"]
+    note = f"{duration(total)} of training in all, validation included. Losses of different rows "
+    note += "are different quantities."
+    return Table("Trainings", columns, [_row(phase) for phase in phases], note)
+
+
+def _row(phase: Phase) -> list[Cell]:
+    each = 1000 * phase.seconds / phase.steps if phase.steps else None
+    return [
+        PHASES.get(phase.name, Label(phase.name.replace("_", " "))),
+        Number(phase.steps),
+        Number(phase.seconds, 1),
+        Number(each, 1, reason="no steps"),
+        Number(phase.loss, reason="not recorded"),
+        Number(phase.test_loss, reason="not recorded"),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "42 s", "5 min 20 s", "3 h 7 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def draw(curves: Mapping[str, Sequence[Record]]) -> Figure:
+    """One panel for each curve file: the loss against steps."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
+    for axis, (name, records) in zip(axes[0], curves.items(), strict=True):
+        for phase in dict.fromkeys(row["phase"] for row in records):
+            points = [row for row in records if row["phase"] == phase and row["loss"]]
+            steps = [int(row["step"]) for row in points]
+            axis.plot(steps, [float(row["loss"]) for row in points], label=phase)
+        axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+PART = Part(
+    name="training",
+    title="Training",
+    text="The last record of each training; the figure shows the loss against steps.",
+    compute=compute,
+    figures={
+        "training_curves": Caption(
+            "Training loss against steps.",
+            "One panel for each training: its loss, falling with the steps, on a logarithmic "
+            "axis.",
+        )
+    },
+)

@@ -1,0 +1,304 @@
+"""evaluation.parts: each hands on what the libraries find, says why not, can be switched off."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import EVALUATE, tiny_config, write_encoder, write_prior, write_vae
+
+from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS
+from scorevae.data.arrays import Split, to_tensor
+from scorevae.errors import Unavailable
+from scorevae.evaluation import figures, probe, stage
+from scorevae.evaluation.bound import likelihood_bound
+from scorevae.evaluation.metrics import l2_distances
+from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
+from scorevae.evaluation.parts import PARTS, draws, shuffled
+from scorevae.evaluation.report.tables import Metric
+from scorevae.evaluation.stage import Analysis, Outputs, analyse, evaluate
+from scorevae.randomness import make_generator
+from scorevae.reconstructions import Reconstructions, save
+
+ROOT = Path(__file__).resolve().parents[1]
+TERMS = ("bits_reconstruction", "bits_prior_matching", "bits_diffusion", "bits_rate")
+NAMES = {part.name for part in PARTS}
+LABELS = np.arange(64) % 2
+
+
+def subject(folder: Path, labels: np.ndarray | None = LABELS, **overrides: Any) -> Subject:  # noqa: ANN401
+    """Random weights and random images of two classes."""
+    config = tiny_config(**overrides)
+    write_prior(folder / "prior.safetensors", config)
+    write_encoder(folder / "encoder.safetensors", config)
+    write_vae(folder / "vae.safetensors", config)
+    for name in ("prior", "vae", "encoder"):
+        (folder / f"{name}.csv").write_text(f"phase,step,loss,seconds\n{name},1,2.5,3.0\n")
+    rng = np.random.default_rng(0)
+    train, test = (
+        Split(rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8), labels) for _ in range(2)
+    )
+    found = Subject(config, folder, folder, train, test, folder, names={0: "neutral", 1: "smile"})
+    decoded = found.systems[BASELINE].reconstruct(found.originals)
+    for name, system in found.systems.items():
+        save(folder, name, Reconstructions(decoded, system.encode(found.originals)))
+    (folder / "lpips").mkdir()
+    status = dict.fromkeys(("alex", "vgg"), "unavailable: images of 8 pixels")
+    (folder / "lpips/lpips.json").write_text(json.dumps(status))
+    return found
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return subject(tmp_path_factory.mktemp("subject"))
+
+
+@pytest.fixture(scope="module")
+def found(usual: Subject) -> Analysis:
+    """All parts, run once."""
+    return analyse(usual, PARTS, lambda part: None)
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    """Pyplot warns where many are open."""
+    yield
+    plt.close("all")
+
+
+def test_every_part_runs(found: Analysis) -> None:
+    """Catches a part that is never called, and a reason without a fault."""
+    assert set(found.found) == NAMES - {"inception_distances"}
+    assert set(found.unavailable) == {"inception_distances"}
+    assert set(found.seconds) == NAMES
+    assert set(found.reasons()) == {"lpips", "paper_lpips", "inception_distances"}
+
+
+def test_parts_declare_what_they_find(found: Analysis) -> None:
+    """Catches a number, table or figure that no declaration names, and one that never comes."""
+    for part in PARTS:
+        if part.name in found.unavailable:
+            continue
+        result = found.found[part.name]
+        assert {n: set(v) for n, v in result.numbers.items()} == {
+            name: set(values) for name, values in part.nothing().items()
+        }
+        assert set(result.tables) == set(part.tables)
+        assert set(result.figures) == set(part.figures)
+        assert set(result.reasons) <= set(part.metrics)
+    assert len(NAMES) == len(PARTS)
+
+
+def test_likelihood_is_that_of_the_library(usual: Subject, found: Analysis) -> None:
+    """Catches systems exchanged, other images, another unit, and terms that do not add up."""
+    settings, model = usual.config.evaluate.likelihood, usual.model
+    bounds = likelihood_bound(
+        to_tensor(usual.test.images[: settings.images]),
+        sde=model.sde, prior=model.prior_score, encoder=model.encoder,
+        repeats=settings.repeats, draws=settings.draws, batch=500, seed=usual.config.seed,
+    )  # fmt: skip
+    numbers = found.found["likelihood"].numbers
+    for name, bound in (("scorevae", bounds.scorevae), ("prior", bounds.prior)):
+        expected = bound.bits_per_dimension()["total"]
+        assert numbers[name]["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-6)
+        errors = (expected.monte_carlo_error, expected.image_error)
+        names = ("bits_per_dim_error", "bits_per_dim_image_error")
+        assert [numbers[name][n] for n in names] == pytest.approx(errors, rel=1e-5)
+        terms = [numbers[name].get(term, 0.0) for term in TERMS]
+        assert sum(terms) == pytest.approx(expected.mean, rel=1e-9)
+    assert "bits_rate" not in numbers["prior"]
+    assert np.isfinite(numbers["prior"]["ode_bits_per_dim"])
+    rows = found.found["likelihood"].tables["integrand"]
+    assert [row["prior"] for row in rows] == pytest.approx(
+        bounds.prior.integrand.mean.tolist(), rel=1e-5, nan_ok=True
+    )
+
+
+def test_studies_use_the_first_images(usual: Subject, found: Analysis) -> None:
+    """Catches latents of other images than the originals they are compared with."""
+    (row,) = (r for r in found.found["guidance"].tables["guidance"] if r["guidance"] == 1.0)
+    count = usual.config.evaluate.guidance.images
+    z = usual.model.encode(usual.originals[:count]).mean
+    images = usual.model.decode(z, seed=usual.config.seed)
+    expected = l2_distances(usual.originals[:count], images).mean().item()
+    # the encoder in another batch: float32 convolutions
+    assert row["l2"] == pytest.approx(expected, rel=1e-4)
+    names = {row["sampler"] for row in found.found["samplers"].tables["samplers"]}
+    assert len(names) == 6
+
+
+def test_classes_go_by_their_names(found: Analysis) -> None:
+    """Catches legends that say 0 and 1 although the data set knows what they are."""
+    (axis,) = found.found["embedding"].figures["embedding"].axes
+    legend = axis.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["neutral", "smile"]
+    title = found.found["edits"].figures["edits"].get_suptitle()
+    assert title == "z moved along E[z|smile] − E[z|neutral]"
+
+
+def test_probes_know_their_code(usual: Subject, found: Analysis) -> None:
+    """Catches codes exchanged between systems, and probes trained on test images."""
+    numbers, settings = found.found["probes"].numbers, usual.config.evaluate.probes
+    train, test = usual.probed, usual.test
+    pixels = [to_tensor(split.images).flatten(1) * 0.5 + 0.5 for split in (train, test)]
+    linear = probe.linear_probe(probe.labelled(pixels[0], train.labels))
+    asked = probe.labelled(pixels[1][: settings.images], test.labels[: settings.images])
+    assert numbers["pixels"]["linear_probe"] == probe.judge(linear, asked).accuracy
+    assert set(numbers) == {"scorevae", "vae", "pixels"}
+    rows = found.found["probes"].tables["probe_over_time"]
+    assert [row["t"] for row in rows] == settings.times
+    assert rows[0]["accuracy"] == numbers["scorevae"]["linear_probe"]
+
+
+def test_shuffled_z_is_another_images(usual: Subject, found: Analysis) -> None:
+    """Catches the image's own z in both, and other noise for one of them."""
+    count, seed = usual.config.evaluate.shuffled.images, usual.config.seed
+    z, originals = usual.z[:count], usual.originals[:count]
+    partner = shuffled.derangement(count, seed)
+    both = usual.model.decode_groups(torch.stack([z, z[partner]], dim=1), seed=seed)
+    expected = l2_distances(originals, both[:, 1]).mean().item()
+    assert found.found["shuffled"].numbers["scorevae"]["l2_shuffled_z"] == expected
+
+
+def test_mean_of_draws(found: Analysis) -> None:
+    """Catches L2 of one draw and of the mean exchanged: the mean is nearer, by convexity."""
+    numbers = found.found["draws"].numbers["scorevae"]
+    assert numbers["l2_of_mean"] < numbers["l2_of_one_draw"]
+
+
+def test_draws_are_for_sampled_latents(usual: Subject, found: Analysis) -> None:
+    """Catches draws for the mean of q(z|x): only for z ~ q(z|x) is their calibration 1."""
+    settings, seed = usual.config.evaluate.draws, usual.config.seed
+    posterior = usual.reconstructed[MODEL].posterior
+    z = posterior.sample(make_generator("cpu", seed, "draws", "z"))[: settings.images]
+    drawn = usual.model.decode_draws(z, settings.count, seed=seed)
+    expected = draws.spread(usual.originals[: settings.images], drawn)
+    numbers = found.found["draws"].numbers["scorevae"]
+    assert numbers["calibration"] == pytest.approx(expected.calibration, rel=1e-6)
+
+
+def test_distances_are_of_three_sets(found: Analysis) -> None:
+    """Catches real images taken for samples."""
+    numbers = found.found["classifier_distances"].numbers
+    assert set(numbers) == {"scorevae", "prior", "train_images"}
+    values = [values["classifier_fd"] for values in numbers.values()]
+    assert len(set(values)) == 3
+
+
+@pytest.mark.parametrize("labels", [None, np.zeros(64, np.int64)], ids=["none", "one class"])
+def test_without_labels_the_rest_goes_on(tmp_path: Path, labels: np.ndarray | None) -> None:
+    """Catches an evaluation that ends where there is nothing to tell apart, or is silent."""
+    said = []
+    found = analyse(subject(tmp_path, labels), PARTS, said.append)
+    without = {"probes", "edits", "classifier_distances", "inception_distances"}
+    assert set(found.unavailable) == without
+    assert all(any(name in line and "null" in line for line in said) for name in without)
+    numbers = found.numbers()
+    assert numbers["scorevae"]["linear_probe"] is None
+    assert numbers["train_images"]["classifier_fd"] is None
+    assert numbers["scorevae"]["bits_per_dim"] is not None
+
+
+def test_too_few_images_are_named(tmp_path: Path) -> None:
+    """Catches distances of fewer images than stated."""
+    found = analyse(subject(tmp_path, **{"evaluate.quality.images": 65}), PARTS, lambda part: None)
+    assert "65 images asked for, 64 there" in found.unavailable["classifier_distances"]
+
+
+def test_parts_can_be_switched_off(tmp_path: Path) -> None:
+    """Catches a part that runs although nobody wants it, and a null for it."""
+    off = {f"evaluate.{part}.images": 0 for part in EVALUATE}
+    ran: list[str] = []
+    found = analyse(subject(tmp_path, **off), PARTS, ran.append)
+    assert ran == [part.name for part in PARTS if part.settings is None]
+    assert set(found.numbers()) == set(SYSTEMS)
+    stage.write_tables(tmp_path / "tables", found)
+    for part in PARTS:
+        for name, columns in part.tables.items():
+            with (tmp_path / f"tables/{name}.csv").open(newline="") as file:
+                assert list(csv.reader(file)) == [list(columns.names)]
+
+
+def test_tables_are_written_as_they_are(tmp_path: Path, found: Analysis) -> None:
+    """Catches columns exchanged or lost on the way to the file."""
+    stage.write_tables(tmp_path, found)
+    for name, columns, rows in found.tables():
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            written = list(csv.DictReader(file))
+        assert [tuple(row) for row in written] == [columns] * len(rows)
+        assert written == [{key: str(row[key]) for key in columns} for row in rows]
+    with (tmp_path / "costs.csv").open(newline="") as file:
+        assert {row["part"] for row in csv.DictReader(file)} == NAMES
+
+
+TOY = Part(
+    name="toy",
+    title="A toy",
+    text="It counts.",
+    compute=lambda subject: Found(
+        {MODEL: {"count": len(subject.originals)}, "toys": {"count": 7}},
+        {"toys": [{"toy": "top", "spins": 3}]},
+        {"toy_figure": figures.lines(1)[0]},
+        ["It is said aloud."],
+    ),
+    metrics={"count": Metric("Toys counted", headline=0)},
+    rows={MODEL: None, "toys": None},
+    tables={"toys": Columns(("toy", "spins"), "All toys", lambda row: row)},
+    figures={"toy_figure": Caption("The toy, drawn.", "An empty panel")},
+)
+BROKEN = Part("broken", "Broken", "", compute=lambda subject: missing(), rows={MODEL: None},
+              metrics={"count": Metric("Toys counted")})  # fmt: skip
+
+
+def missing() -> Found:
+    """What a part does that cannot be had."""
+    raise Unavailable("no toys here")
+
+
+def outputs(folder: Path) -> Outputs:
+    """Where a test's evaluation writes, under the names that dvc.yaml gives."""
+    names = ("metrics.json", "reasons.json", "errors.csv", "tables", "figures", "report.html")
+    return Outputs(*(folder / "results" / name for name in names))
+
+
+def test_a_part_is_one_declaration(
+    tmp_path: Path, usual: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a place beyond the part itself that would have to know it."""
+    monkeypatch.chdir(tmp_path)
+    written, params = outputs(tmp_path), tmp_path / "params.yaml"
+    evaluate(usual, written, params=params, report_step=lambda step: None, parts=(TOY,))
+    assert json.loads(written.metrics.read_text()) == {MODEL: {"count": 64}, "toys": {"count": 7}}
+    assert (written.tables / "toys.csv").read_text().split() == ["toy,spins", "top,3"]
+    page = written.page.read_text(encoding="utf-8")
+    for text in ("A toy", "It counts.", "Toys counted", "It is said aloud.", "The toy, drawn."):
+        assert text in page
+    assert "All toys" in page
+    assert page.count("Toys counted") == 2  # in the table and on a card
+    # DVC plots what lies in the folder of figures, whoever drew it.
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    assert "results/figures" in plots
+    assert written.figures == tmp_path / "results/figures"
+    assert [path.name for path in written.figures.iterdir()] == ["toy_figure.png"]
+
+
+def test_numbers_of_a_missing_part_are_those_it_would_have(usual: Subject) -> None:
+    """Catches a missing number without null and reason."""
+    found = analyse(usual, (BROKEN,), lambda part: None)
+    assert found.numbers() == {MODEL: {"count": None}}
+    assert found.reasons() == {"broken": "no toys here"}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_memory_is_explained_by_the_parts_settings(part: Part) -> None:
+    """Catches a part whose remedy names nothing that it reads."""
+    said = stage.memory_remedy(tiny_config(), part.name)
+    own = f"evaluate.{part.settings}.images" if part.settings else "presets.digits.test_images"
+    assert said.startswith(f"in {part.name}, lower reconstruct.batch (")
+    assert own in said
