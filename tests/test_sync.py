@@ -15,7 +15,7 @@ from tiny import tiny_config, tiny_params, write_params
 
 from scorevae.commands import sync
 from scorevae.evaluation import stage as evaluation
-from scorevae.runtime import tracking
+from scorevae.runtime.runs import EXPERIMENT, PARENT_TAG, Execution
 from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
@@ -95,7 +95,7 @@ def client(folder: Path) -> MlflowClient:
 def runs(folder: Path) -> list[Run]:
     """All runs, the oldest first."""
     server = client(folder)
-    experiment = server.get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = server.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
     return list(server.search_runs([experiment.experiment_id], order_by=["start_time ASC"]))
@@ -108,7 +108,7 @@ def children(folder: Path, stage: str) -> list[Run]:
 
 def parent(folder: Path) -> Run:
     """The one run of the execution."""
-    (found,) = [run for run in runs(folder) if tracking.PARENT_TAG in run.data.tags]
+    (found,) = [run for run in runs(folder) if PARENT_TAG in run.data.tags]
     return found
 
 
@@ -133,7 +133,7 @@ def recorded(folder: Path) -> dict[str, object]:
 
 def commit(patch: pytest.MonkeyPatch, letter: str) -> None:
     """Let Git tell another commit from now on."""
-    patch.setattr(tracking, "_git_commit", lambda: letter * 40)
+    patch.setattr("scorevae.runtime.runs._git_commit", lambda: letter * 40)
 
 
 def everything(folder: Path) -> list[object]:
@@ -156,8 +156,8 @@ def test_synced_run_is_that_of_an_undisturbed_one(workspace: Path, empty_databas
     live.pop("evaluate")  # it holds nothing but its times
     assert synced == live
     assert "train_prior: 8 of 8 points in a new run" in output
-    key = tracking.Execution(tiny_config()).key
-    assert parent(workspace).data.tags[tracking.PARENT_TAG] == key
+    key = Execution(tiny_config()).key
+    assert parent(workspace).data.tags[PARENT_TAG] == key
     (child,) = children(workspace, "train_prior")
     assert child.data.tags["mlflow.parentRunId"] == parent(workspace).info.run_id
 
@@ -258,7 +258,7 @@ def test_commits_made_since_begin_no_other_run(
     """Catches everything recorded a second time because the results were committed meanwhile."""
     commit(monkeypatch, "a")
     run_live()
-    key, state = tracking.Execution(tiny_config()).key, everything(workspace)
+    key, state = Execution(tiny_config()).key, everything(workspace)
     commit(monkeypatch, "b")
     for arguments in (["--dry-run"], []):
         output = succeed(*arguments)
@@ -297,10 +297,10 @@ def test_parameters_lost_at_a_former_commit_are_added(
     """Catches a run that is not known again because a dying server lost its parameters."""
     commit(monkeypatch, "a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking.Execution, "complete_parameters", lambda *_: 0)
+        patch.setattr(Execution, "complete_parameters", lambda *_: 0)
         run_live()
     commit(monkeypatch, "b")
-    wanted = tracking.Execution(tiny_config()).parameters
+    wanted = Execution(tiny_config()).parameters
     assert f"added: {len(wanted)} parameters" in succeed()
     assert parent(workspace).data.params == wanted
 
@@ -329,7 +329,7 @@ def test_evaluations_of_several_commits_stay_where_they_are(
         assert everything(workspace) == state
     (workspace / "results/metrics.json").write_text(json.dumps({"vae": {"l2": 0.25}}))
     assert "train_" not in succeed()
-    parents = [run for run in runs(workspace) if tracking.PARENT_TAG in run.data.tags]
+    parents = [run for run in runs(workspace) if PARENT_TAG in run.data.tags]
     assert [run.data.metrics["vae.l2"] for run in parents] == [1 / 3, 0.5, 0.25]
     assert [run.data.params for run in parents] == [parents[0].data.params] * 3
 
@@ -345,7 +345,7 @@ def test_evaluation_that_lost_its_headline_gets_it(
         pass
     lines = succeed().splitlines()
     assert lines[:-1] == ["added: headline: 3 metrics and 3 files"]
-    parents = [run for run in runs(workspace) if tracking.PARENT_TAG in run.data.tags]
+    parents = [run for run in runs(workspace) if PARENT_TAG in run.data.tags]
     assert [run.data.metrics["vae.l2"] for run in parents] == [1 / 3] * 2
     assert len(children(workspace, "train_prior")) == 1
 
@@ -367,8 +367,8 @@ def test_others_with_the_same_parameters_are_left_alone(
     succeed()
     after = {run.info.run_id: (run.info.status, run.data.metrics) for run in runs(workspace)}
     assert theirs.items() <= after.items()
-    key = tracking.Execution(tiny_config()).key
-    (own,) = [run for run in runs(workspace) if run.data.tags.get(tracking.PARENT_TAG) == key]
+    key = Execution(tiny_config()).key
+    (own,) = [run for run in runs(workspace) if run.data.tags.get(PARENT_TAG) == key]
     stages = [
         run.info.run_name
         for run in runs(workspace)
@@ -629,8 +629,8 @@ def test_unreachable_server_is_named(workspace: Path, monkeypatch: pytest.Monkey
 
 def test_held_lock_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a command that waits for ever beside a stage that is stuck."""
-    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.0)
-    with tracking.Execution(tiny_config()).lock():
+    monkeypatch.setattr("scorevae.runtime.runs.LOCK_SECONDS", 0.0)
+    with Execution(tiny_config()).lock():
         result = invoke()
     assert result.exit_code == 1
     assert str(workspace / ".mlflow.lock") in result.output

@@ -9,9 +9,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from tiny import tiny_config
 
-from scorevae.config import flatten
+from scorevae.config import flatten, resolved
 from scorevae.runtime import tracking
 from scorevae.runtime.files import sha256
+from scorevae.runtime.runs import EXPERIMENT, PARENT_TAG, Execution, _git_commit
 from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
@@ -26,13 +27,13 @@ def client(empty_database: Path, dvc_root: Path) -> MlflowClient:
 
 def runs(client: MlflowClient) -> list[Run]:
     """All runs, oldest first."""
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     return list(client.search_runs([experiment], order_by=["attributes.start_time ASC"]))
 
 
 def parents(client: MlflowClient) -> list[Run]:
     """The runs of whole executions."""
-    return [run for run in runs(client) if tracking.PARENT_TAG in run.data.tags]
+    return [run for run in runs(client) if PARENT_TAG in run.data.tags]
 
 
 def child(client: MlflowClient, stage: str) -> Run:
@@ -58,7 +59,7 @@ def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
     assert (run.info.status, run.info.run_name) == ("FINISHED", "train_prior")
     tags = run.data.tags
     assert tags["mlflow.parentRunId"] == parent.info.run_id
-    assert tags["mlflow.source.git.commit"] == tracking._git_commit()
+    assert tags["mlflow.source.git.commit"] == _git_commit()
     assert tags["sha256.wrote.prior"] == sha256(weights)
     assert tags["sha256.read.prior"] == sha256(curve)
     points = client.get_metric_history(run.info.run_id, "prior/loss")
@@ -79,7 +80,7 @@ def test_parent_holds_the_parameters(client: MlflowClient) -> None:
     assert found["sde.kind"] == "vp"
     assert found["presets.digits.prior.network.channels"] == "[8, 16]"
     other = config.model_copy(update={"presets": config.presets | {"other": config.selected}})
-    assert flatten(tracking._resolved(other)) == found
+    assert flatten(resolved(other)) == found
     assert parent.info.status == "RUNNING"
 
 
@@ -150,7 +151,7 @@ def test_artifacts_lie_in_the_repository(
         with track("download", tiny_config()):
             pass
         assert list(Path().iterdir()) == []
-    location = client.get_experiment_by_name(tracking.EXPERIMENT).artifact_location
+    location = client.get_experiment_by_name(EXPERIMENT).artifact_location
     assert location == (dvc_root / "mlartifacts").as_uri()
 
 
@@ -250,7 +251,7 @@ def test_stages_of_one_experiment_share_their_parent_on_different_days(
     """Catches a parent for each commit although DVC names the experiment."""
     monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
     for stage, commit in (("download", "a" * 40), ("train_prior", "b" * 40)):
-        monkeypatch.setattr(tracking, "_git_commit", lambda commit=commit: commit)
+        monkeypatch.setattr("scorevae.runtime.runs._git_commit", lambda commit=commit: commit)
         with track(stage, tiny_config()):
             pass
     assert len(parents(client)) == 1
@@ -269,7 +270,7 @@ def test_a_name_used_again_for_other_parameters_is_another_execution(
 
 def test_parameters_that_a_dying_server_lost_are_added(client: MlflowClient) -> None:
     """Catches a parent that was created and then stays without parameters."""
-    execution = tracking.Execution(tiny_config())
+    execution = Execution(tiny_config())
     execution.create_parent()
     with track("download", tiny_config()):
         pass
@@ -310,4 +311,4 @@ def test_commit_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Catches a stage that fails in an unpacked archive without Git."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert tracking._git_commit() == "unknown"
+    assert _git_commit() == "unknown"
