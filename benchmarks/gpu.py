@@ -22,7 +22,10 @@ import torch
 import yaml
 from common import ROOT
 
-STAGES = tuple(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+from scorevae.config import read_tree
+
+GRAPH: Any = read_tree(ROOT / "dvc.yaml")
+STAGES = tuple(GRAPH["stages"])
 # Share of the minutes, and where the settings of the training lie in the preset.
 TRAININGS = {
     "prior": (0.5, ("prior",)),
@@ -44,7 +47,7 @@ def training(preset: dict[str, Any], name: str) -> dict[str, Any]:
 
 def parameters(name: str, root: str | None, batch: int) -> dict[str, Any]:
     """params.yaml with the preset selected, bf16, a cosine schedule and no required LPIPS."""
-    tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    tree: Any = read_tree(ROOT / "params.yaml")
     tree["preset"] = name
     preset = tree["presets"][name]
     preset["data"]["root"] = root if root is None else str(Path(root).resolve())
@@ -58,8 +61,7 @@ def parameters(name: str, root: str | None, batch: int) -> dict[str, Any]:
 
 def run(stage: str, preset: str) -> tuple[float, float]:
     """One stage as dvc.yaml states it, in this process: seconds, peak gigabytes of the GPU."""
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    command = graph["stages"][stage]["cmd"].replace("${preset}", preset)
+    command = GRAPH["stages"][stage]["cmd"].replace("${preset}", preset)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from tiny import SHIPPED, put, tiny_params, write_params
 
-from scorevae.config import Config, PresetConfig, Section, load_config
+from scorevae.config import Config, PresetConfig, Section, load_config, read_tree
 from scorevae.errors import UserError
 
-SHIPPED_TREE = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+SHIPPED_TREE = read_tree(SHIPPED)
 STEPS = "presets.digits.prior.training.steps"
 WRONG_VALUES = [
     ("beta", "0.01"),  # a string for a number

@@ -16,9 +16,8 @@ from dvc.utils.serialize import parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorevae.config import MAX_FAULTS, Config, load_config
+from scorevae.config import MAX_DEPTH, MAX_FAULTS, Config, load_config
 from scorevae.errors import UserError
-from scorevae.yaml_file import MAX_DEPTH
 
 SHIPPED = Path(__file__).resolve().parents[1] / "params.yaml"
 # Everything up to the second preset: one of each kind of section, and ten times faster to read.

@@ -12,7 +12,6 @@ PACKAGE = ROOT / "src" / "scorevae"
 # Packages and the modules at the root, from bottom to top: each imports from rows below its own.
 ROWS = [
     {"errors", "shapes", "randomness"},
-    {"yaml_file"},
     {"config"},
     {"runtime", "gaussian", "sde"},
     {"networks", "score"},

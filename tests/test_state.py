@@ -143,6 +143,13 @@ def test_finished_states_serve_until_dvc_has_recorded(
     assert compute() == [{"step": 2}, {"step": 2}]
 
 
+def test_damaged_record_is_named(under_dvc: Path) -> None:
+    """Catches a traceback at what a merge left of dvc.lock, or a training begun beside it."""
+    (under_dvc / "dvc.lock").write_text("schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n")
+    with pytest.raises(UserError, match=r"dvc\.lock: not valid YAML: line 3: "):
+        compute()
+
+
 def test_equal_outputs_are_told_by_the_time_of_recording(under_dvc: Path) -> None:
     """Catches a --force that computes nothing because the recorded bytes are the same."""
     lock = under_dvc / "dvc.lock"

@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from scorevae.config import Config, parse
+from scorevae.config import Config, parse, read_tree
 from scorevae.networks.encoder import EncoderHeader, build_encoder
 from scorevae.networks.prior import PriorHeader, PriorUNet
 from scorevae.networks.vae import VAE, VAEHeader
@@ -38,7 +38,7 @@ EVALUATE: dict[str, dict[str, Any]] = {
 
 def tiny_params(**overrides: Any) -> dict[str, Any]:  # noqa: ANN401 (any value of the file)
     """The shipped ``params.yaml`` made small; overrides have dotted names, given by ``**{}``."""
-    tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    tree: Any = read_tree(SHIPPED)
     for preset in tree["presets"].values():
         preset["latent"] = 4
         preset["lpips"] |= {"trunk": None, "required": False}

@@ -3,25 +3,23 @@
 Nothing in this module changes a result: values live in ``params.yaml``, where DVC tracks them.
 """
 
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from scorevae.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self, TypeVar
-
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scorevae.yaml_file import read_tree, shown
+from scorevae.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 MAX_FAULTS = 20  # lines of one message
+MAX_DEPTH = 32  # of a YAML file; the deepest parameter lies at 7
 
 LARGEST = 2**63 - 1  # with which torch and numpy count
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -443,7 +441,13 @@ def load_config(path: Path) -> Config:
         UserError: file absent or not YAML; a key missing, unknown, ill-typed or out of range.
             One line for each fault: file, key, value, remedy.
     """
-    return parse(Config, read_tree(path), str(path))
+    try:
+        tree = read_tree(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; name the parameter file with --params"
+        ) from None
+    return parse(Config, tree, str(path))
 
 
 def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:
@@ -499,3 +503,116 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = str(value)
     return flat
+
+
+# PyYAML reads YAML 1.1, where 1e-05 is a string, no is false and 010 is eight. DVC speaks 1.2:
+# ``dvc exp run -S`` leaves ``beta: 1e-05`` behind, and ``precision: no`` without its quotes.
+
+
+class _Clipped(reprlib.Repr):
+    """``repr`` of at most a line, whatever the file holds: PyYAML's aliases grow exponentially."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 100, 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python does not write integers beyond 4300 digits."""
+        huge = x.bit_length() > 128
+        return f"an integer of {x.bit_length()} bits" if huge else super().repr_int(x, level)
+
+
+shown = _Clipped().repr  # a value as a message quotes it
+
+
+def _integer(text: str) -> int | float:
+    """An integer; as the float inf, which every key refuses, beyond what Python reads."""
+    if text.startswith(("0o", "0x")):
+        return int(text, 0)
+    return int(text) if len(text) < 4300 else float(text)
+
+
+# The core schema of YAML 1.2.2, §10.3.2, in its order: the form of each scalar, and its reader.
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: dict[str, tuple[str, Callable[[str], object]]] = {
+    f"{_TAG}null": (r"null|Null|NULL|~|", lambda text: None),
+    f"{_TAG}bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    f"{_TAG}int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", _integer),
+    f"{_TAG}float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        lambda text: float(re.sub(r"\.(?=[iInN])", "", text)),
+    ),
+    # Escapes can write halves of characters, and the zero that ends a file name.
+    f"{_TAG}str": (r"[^\0\ud800-\udfff]*", str),
+}
+_Fault = partial(yaml.MarkedYAMLError, None, None)  # (problem, mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with that schema; every key a string and given once, depth bounded."""
+
+    _depth = 0
+
+    # PyYAML's stubs say less than is passed: index may be a node, index and anchor None.
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        self._depth += 1
+        if self._depth > MAX_DEPTH:  # PyYAML recurses
+            raise _Fault(f"nested more than {MAX_DEPTH} deep", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
+                raise _Fault("a key is no string; put it in quotes", key.start_mark)
+            if key.value in seen:  # PyYAML would take the last one
+                raise _Fault(f"key {shown(key.value)} is given twice", key.start_mark)
+            if key.value == "<<":
+                raise _Fault("merge keys (<<) are not read; write all keys", key.start_mark)
+            seen.add(key.value)
+        return node
+
+    def _scalar(self, node: Any) -> object:  # noqa: ANN401 (a collection may have any tag)
+        if node.tag not in _SCALARS:
+            raise _Fault(f"the tag {shown(node.tag)} is not read; remove it", node.start_mark)
+        (form, read), text = _SCALARS[node.tag], self.construct_scalar(node)
+        if not re.fullmatch(form, text):  # an explicit tag, as in !!int x, may promise anything
+            raise _Fault(f"{shown(text)} is no {node.tag.removeprefix(_TAG)}", node.start_mark)
+        return read(text)
+
+    yaml_implicit_resolvers = {
+        None: [(tag, re.compile(rf"(?:{form})\Z")) for tag, (form, _) in _SCALARS.items()]
+    }
+    yaml_constructors = {
+        f"{_TAG}seq": yaml.SafeLoader.construct_yaml_seq,
+        f"{_TAG}map": yaml.SafeLoader.construct_yaml_map,
+        None: _scalar,
+    }
+
+
+def read_tree(path: Path) -> object:
+    """A YAML file's values as Python's.
+
+    Raises:
+        UserError: not YAML, or not the part of it that is read here; names the line.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except UnicodeDecodeError as error:
+        line, reason = error.object[: error.start].count(b"\n"), "not UTF-8"
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n")
+        reason = f"unprintable character #x{error.character:04x}"
+    except yaml.MarkedYAMLError as error:
+        line = (error.problem_mark or error.context_mark or loader).line
+        reason = str(error.problem or error.context)
+    except (ValueError, OverflowError) as error:  # an escape or a version that is no number
+        line, reason = loader.line, str(error)
+    reason = " ".join(reason.split())[:200]
+    raise UserError(f"{path}: not valid YAML: line {line + 1}: {reason}; correct it there")

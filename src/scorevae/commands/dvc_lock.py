@@ -6,9 +6,8 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from scorevae.config import Section, parse
+from scorevae.config import Section, parse, read_tree, shown
 from scorevae.errors import UserError
-from scorevae.yaml_file import read_tree, shown
 
 PARAMS = "params.yaml"  # the name under which dvc.yaml tracks parameters
 NAMED = 5  # parameters in one message

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 from torch import Tensor
 
+from scorevae.config import read_tree
 from scorevae.errors import UserError
 from scorevae.runtime.files import lasting_folder, replacing, sha256
 from scorevae.runtime.interruption import Interrupted, stop_requests
@@ -41,7 +41,7 @@ def code_of(stage: str) -> list[Path]:
     Else a computation that was interrupted would be finished by other code than began it.
     """
     root = Path(__file__).resolve().parents[3]
-    graph = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    graph: Any = read_tree(root / "dvc.yaml")
     listed = (name for name in graph["stages"][stage]["deps"] if name.startswith(CODE))
     return [file for name in listed for file in _files(root / name)]
 
@@ -285,7 +285,7 @@ def _record(stage: str, repeats: bool) -> str:
     """
     path = Path("dvc.lock")
     try:
-        lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+        lock: Any = read_tree(path)
     except FileNotFoundError:
         return "no dvc.lock"
     written = path.stat().st_mtime_ns if repeats else 0
