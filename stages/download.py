@@ -25,7 +25,7 @@ def main(params: Path, output: Path, lpips: Path) -> None:
     preset = config.selected
     with track("download", config) as tracker:
         click.echo(prepare_trunks(preset.lpips, preset.data.image.size, lpips))
-        prepare(preset.data, output)
+        prepare(preset.data, output, key=f"presets.{config.preset}.data")
         tracker.artifact(output / "meta.json")
     click.echo(f"download: wrote {output}")
 

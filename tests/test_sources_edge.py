@@ -150,7 +150,7 @@ def digits(folder: Path, fraction: float) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("fraction", [0.0001, 0.005, 0.9945, 0.9999])
 def test_digits_of_too_few(tmp_path: Path, fraction: float) -> None:
     """Catches scikit-learn's ValueError where a split cannot hold every digit."""
-    expected = rf"data\.test_fraction: got {fraction}; .*from 0\.006 to 0\.994"
+    expected = rf"digits\.test_fraction: got {fraction}; .*from 0\.006 to 0\.994"
     with pytest.raises(UserError, match=expected):
         digits(tmp_path / "out", fraction)
 

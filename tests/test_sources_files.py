@@ -621,8 +621,8 @@ def test_unfinished_array(tmp_path: Path) -> None:
 
 def test_images_of_a_wrong_shape(tmp_path: Path) -> None:
     """Catches an array that the later stages would refuse."""
-    writer = DatasetWriter(tmp_path, COLOUR, "the test")
-    with pytest.raises(UserError, match=r"'the test': .*\(8, 8, 1\).*\(8, 8, 3\)"):
+    writer = DatasetWriter(tmp_path, COLOUR, "my.data")
+    with pytest.raises(UserError, match=r"^my\.data: .*\(8, 8, 1\).*\(8, 8, 3\)"):
         writer.images("train", iter([noise(2, 8, 8, 3), noise(2, 8, 8, 1)]))
 
 
@@ -699,9 +699,9 @@ def test_failed_download(
         assert (tmp_path / "downloads").is_dir()
         raise error
 
-    expected = r"Faces: cannot be downloaded \(.*no route to host.*put faces\.zip .*data\.root"
+    expected = r"Faces: cannot be downloaded \(.*no route to host.*put faces\.zip .*my\.data\.root"
     with pytest.raises(UserError, match=expected):
-        fetch("Faces", "faces.zip", download)
+        fetch("Faces", "faces.zip", download, "my.data")
 
 
 def test_downloads_survive_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

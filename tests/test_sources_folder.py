@@ -325,8 +325,8 @@ def test_small_images(tmp_path: Path) -> None:
 
 def test_no_root(tmp_path: Path) -> None:
     """Catches the current folder read where none is named."""
-    with pytest.raises(UserError, match=r"data\.root is null: .*presets\.<name>\.data\.root"):
-        prepare(settings(None), tmp_path / "out")
+    with pytest.raises(UserError, match=r"^presets\.mine\.data\.root: null, .*folder"):
+        prepare(settings(None), tmp_path / "out", key="presets.mine.data")
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (4, 0.1), (4, 0.9)])

@@ -44,6 +44,7 @@ from scorevae.runtime.files import sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+MINE = "presets.mine.data"  # where the settings stand, for messages
 Read = Callable[[DataConfig, Path | None, DatasetWriter], Origin]
 
 
@@ -180,7 +181,7 @@ def test_mnist_in_random_order(
 
 def test_mnist_of_a_wrong_shape(tmp_path: Path, mnist: Path) -> None:
     """Catches images that do not fit the preset written all the same."""
-    with pytest.raises(UserError, match=r"'mnist': .*\(28, 28, 1\).*\(32, 32, 1\).* data\.image"):
+    with pytest.raises(UserError, match=r"^data: .*\(28, 28, 1\).*\(32, 32, 1\).* data\.image"):
         prepare.prepare(settings("mnist", mnist, 1, 32), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -207,9 +208,9 @@ def test_mnist_incomplete_or_altered(tmp_path: Path, mnist: Path) -> None:
 
 def test_mnist_without_a_network(tmp_path: Path) -> None:
     """Catches a traceback, and a message that does not say which files to put where."""
-    expected = r"MNIST's train-images.*: cannot be downloaded \(.*no network.*t10k.*data\.root"
+    expected = rf"MNIST's train-images.*: cannot be downloaded \(.*no net.*t10k.* {MINE}\.root$"
     with pytest.raises(UserError, match=expected):
-        prepare.prepare(settings("mnist", None, 1, 28), tmp_path / "out")
+        prepare.prepare(settings("mnist", None, 1, 28), tmp_path / "out", key=MINE)
 
 
 def test_mnist_is_fetched_once(tmp_path: Path, mnist: Path, downloads: Path) -> None:
@@ -519,9 +520,9 @@ def test_cifar10_as_image_files(tmp_path: Path, packed: bool) -> None:
 
 def test_cifar10_without_a_network(tmp_path: Path) -> None:
     """Catches a traceback, and a message that does not say which file to put where."""
-    expected = r"CIFAR-10: cannot be downloaded \(.*no network.*put cifar-10-python.*data\.root"
+    expected = rf"CIFAR-10: cannot be downloaded \(.*no net.*put cifar-10-python.* {MINE}\.root$"
     with pytest.raises(UserError, match=expected):
-        prepare.prepare(settings("cifar10", None, 3, 32), tmp_path / "out")
+        prepare.prepare(settings("cifar10", None, 3, 32), tmp_path / "out", key=MINE)
 
 
 def test_cifar10_is_fetched_once(
@@ -766,9 +767,11 @@ def test_celeba_cannot_be_fetched(
 
     monkeypatch.setattr(gdown, "download", download)
     names = "img_align_celeba.zip, list_eval_partition.txt and list_attr_celeba.txt"
-    expected = rf"CelebA's list_attr_celeba\.txt: .*denied.*put {re.escape(names)} .*data\.root"
+    expected = (
+        rf"CelebA's list_attr_celeba\.txt: .*denied.*put {re.escape(names)} .* {MINE}\.root$"
+    )
     with pytest.raises(UserError, match=expected):
-        prepare.prepare(settings("celeba64", None, 3, 64), tmp_path / "out")
+        prepare.prepare(settings("celeba64", None, 3, 64), tmp_path / "out", key=MINE)
 
 
 # Digits
@@ -831,8 +834,9 @@ def test_digits_follow_from_the_seed(tmp_path: Path) -> None:
 def test_digits_need_no_root(tmp_path: Path) -> None:
     """Catches a user's folder that is passed over in silence."""
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match=r"data\.root: got '.*mine'.* null, or data\.source"):
-        prepare.prepare(settings("digits", tmp_path / "mine", 1, 8), tmp_path / "out")
+    data = settings("digits", tmp_path / "mine", 1, 8)
+    with pytest.raises(UserError, match=rf"^{MINE}\.root: got '.*mine'.* null, or {MINE}\.s"):
+        prepare.prepare(data, tmp_path / "out", key=MINE)
 
 
 # Preparing
@@ -845,7 +849,7 @@ def test_every_source_is_known() -> None:
 
 def test_wrong_shape_writes_nothing(tmp_path: Path) -> None:
     """Catches a half-written data set that the next stage would accept."""
-    with pytest.raises(UserError, match=r"data source 'digits': .* correct data.image"):
+    with pytest.raises(UserError, match=r"^data: .* correct data.image"):
         prepare.prepare(settings("digits", None, 1, 9), tmp_path / "digits")
     assert list(tmp_path.iterdir()) == []
 
@@ -914,7 +918,7 @@ def test_data_root_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.Monke
     """Catches a message without the place that was looked at, and a folder made for nothing."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     data = DIGITS.model_copy(update={"source": "folder", "root": "imags"})
-    expected = rf"data\.root: 'imags' does not exist \(looked for {tmp_path}/imags\)"
+    expected = rf"^{MINE}\.root: 'imags' does not exist \(looked for {tmp_path}/imags\)"
     with pytest.raises(UserError, match=expected):
-        prepare.prepare(data, tmp_path / "data" / "out")
+        prepare.prepare(data, tmp_path / "data" / "out", key=MINE)
     assert list(tmp_path.iterdir()) == []

@@ -83,7 +83,7 @@ def downloads_folder() -> Path:
     return lasting_folder("SCOREVAE_DOWNLOADS", ".downloads")
 
 
-def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
+def fetch(what: str, wanted: str, download: Callable[[], object], key: str) -> None:
     """Run a library's download into the downloads folder, in one process at a time.
 
     The library checks what is there first: a process that waited finds it whole, and no process
@@ -93,7 +93,7 @@ def fetch(what: str, wanted: str, download: Callable[[], object]) -> None:
         UserError: as of :func:`attempt`.
     """
     with _alone(what):
-        attempt(what, wanted, download)
+        attempt(what, wanted, download, key)
 
 
 @contextmanager
@@ -116,11 +116,12 @@ def _alone(what: str) -> Iterator[None]:
         lock.release()
 
 
-def attempt(what: str, wanted: str, download: Callable[[], object]) -> None:
+def attempt(what: str, wanted: str, download: Callable[[], object], key: str) -> None:
     """Run a library's download or unpacking and turn its failures into one message.
 
     Raises:
-        UserError: the network or the file failed; says which files to put where by hand.
+        UserError: the network or the file failed; says which files (``wanted``) to put by hand
+            into the root of the data set whose settings params.yaml has under ``key``.
     """
     try:
         download()
@@ -130,5 +131,5 @@ def attempt(what: str, wanted: str, download: Callable[[], object]) -> None:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{what}: cannot be downloaded ({reason}); put {wanted} into a folder and name the "
-            "folder in presets.<name>.data.root"
+            f"folder in {key}.root"
         ) from None

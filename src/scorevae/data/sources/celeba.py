@@ -66,10 +66,10 @@ def read_celeba(
     """
     if settings.image.size > CROP:
         raise UserError(
-            f"data.image.size: got {settings.image.size}; CelebA's crop has {CROP} pixels a side, "
-            "choose at most that"
+            f"{writer.key}.image.size: got {settings.image.size}; CelebA's crop has {CROP} pixels "
+            "a side, choose at most that"
         )
-    base = _fetched(md5) if root is None else root
+    base = _fetched(md5, writer.key) if root is None else root
     lists = read_lists(base, md5)
     with _images(base, md5) as read:
         for split, names in lists.names.items():
@@ -82,13 +82,14 @@ def read_celeba(
     )
 
 
-def _fetched(md5: dict[str, str]) -> Path:
+def _fetched(md5: dict[str, str], key: str) -> Path:
     base = downloads_folder() / "celeba"
     by_hand = f"{ZIP}, {PARTITION} and {ATTRIBUTES} (Google Drive limits downloads)"
     for name in (ATTRIBUTES, PARTITION, ZIP):
         if not check_integrity(str(base / name), md5[name]):
             source = (DRIVE[name], str(base), name, md5[name])
-            fetch(f"CelebA's {name}", by_hand, partial(download_file_from_google_drive, *source))
+            download = partial(download_file_from_google_drive, *source)
+            fetch(f"CelebA's {name}", by_hand, download, key)
     return base
 
 

@@ -26,13 +26,13 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
 
     if root is not None:
         raise UserError(
-            f"data.root: got {str(root)!r}, but digits come inside scikit-learn; set it to null, "
-            "or data.source to folder"
+            f"{writer.key}.root: got {str(root)!r}, but digits come inside scikit-learn; set it "
+            f"to null, or {writer.key}.source to folder"
         )
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    _check_fraction(settings.test_fraction, len(labels))
+    _check_fraction(f"{writer.key}.test_fraction", settings.test_fraction, len(labels))
     parts = train_test_split(
         np.arange(len(labels)),
         test_size=settings.test_fraction,
@@ -49,13 +49,12 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
     )
 
 
-def _check_fraction(fraction: float, count: int) -> None:
+def _check_fraction(key: str, fraction: float, count: int) -> None:
     """scikit-learn holds out the fraction, rounded up, and asks for an image of each class."""
     held_out = math.ceil(fraction * count)
     if not CLASSES <= held_out <= count - CLASSES:
         low, high = math.ceil(1000 * CLASSES / count), 1000 * (count - CLASSES) // count
         raise UserError(
-            f"data.test_fraction: got {fraction}; both splits need all {CLASSES} digits of the "
-            f"{count} images: set presets.<name>.data.test_fraction from {low / 1000} to "
-            f"{high / 1000}"
+            f"{key}: got {fraction}; both splits need all {CLASSES} digits of the {count} images: "
+            f"set it from {low / 1000} to {high / 1000}"
         )

@@ -53,11 +53,11 @@ def read_folder(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
     """
     if root is None:
         raise UserError(
-            "data.root is null: the source folder needs it; set presets.<name>.data.root to a "
-            "folder or an archive of images"
+            f"{writer.key}.root: null, but the source folder needs it; set it to a folder or an "
+            "archive of images"
         )
     tree = _read(root, settings, writer)
-    plan = arrange(tree.names, settings)
+    plan = arrange(tree.names, settings, writer.key)
     for split, rows in plan.rows.items():
         pieces = (tree.pixels[chunk] for chunk in _chunks(rows))
         writer.images(split, pieces)
@@ -88,29 +88,30 @@ def _read(root: Path, settings: DataConfig, writer: DatasetWriter) -> Tree:
                 if len(bad) <= SHOWN:
                     print(f"warning: {bad[-1]}; skipped", file=sys.stderr, flush=True)
             report(len(names))
-    _check(root, len(names), bad)
+    _check(root, len(names), bad, writer.key)
     pixels = np.load(scratch, mmap_mode="r")
     scratch.unlink()  # stays readable through the mapping, and is gone with it
     return Tree(names, pixels, len(bad))
 
 
-def _check(root: Path, good: int, bad: list[str]) -> None:
+def _check(root: Path, good: int, bad: list[str], key: str) -> None:
     if not good and not bad:
         endings = ", ".join(sorted(SUFFIXES))
         raise UserError(
-            f"{root}: no image in it (files ending in {endings}); name another folder in data.root"
+            f"{root}: no image in it (files ending in {endings}); name another folder in "
+            f"{key}.root"
         )
     if len(bad) > MAX_BAD_SHARE * (good + len(bad)):
         raise UserError(
             f"{root}: {len(bad)} of {good + len(bad)} images cannot be used, more than "
             f"{MAX_BAD_SHARE:.0%} (the first: {bad[0]}); repair or remove them, or ask for a "
-            "smaller data.image.size"
+            f"smaller {key}.image.size"
         )
     if bad:
         print(f"warning: {root}: {len(bad)} images skipped", file=sys.stderr, flush=True)
 
 
-def arrange(names: list[str], settings: DataConfig) -> Plan:
+def arrange(names: list[str], settings: DataConfig, key: str) -> Plan:
     """Splits and classes from the names of the files; depends on nothing else."""
     order = np.argsort(np.array(names))
     paths = [PurePosixPath(names[row]).parts for row in order]
@@ -126,7 +127,7 @@ def arrange(names: list[str], settings: DataConfig) -> Plan:
         }
         paths = [path[1:] for path in paths]
     else:
-        members = _draw(len(paths), settings)
+        members = _draw(len(paths), settings, key)
     rng = np.random.default_rng(derive_seed(settings.split_seed, "order"))
     members = {split: rng.permutation(indices) for split, indices in members.items()}
     classes = sorted({path[0] for path in paths})
@@ -145,11 +146,11 @@ def _shared(paths: list[tuple[str, ...]]) -> int:
     return depth
 
 
-def _draw(count: int, settings: DataConfig) -> dict[SplitName, np.ndarray]:
+def _draw(count: int, settings: DataConfig, key: str) -> dict[SplitName, np.ndarray]:
     held_out = round(settings.test_fraction * count)
     if not 0 < held_out < count:
         raise UserError(
-            f"data.test_fraction: {settings.test_fraction} of {count} images leaves a split "
+            f"{key}.test_fraction: {settings.test_fraction} of {count} images leaves a split "
             "empty; give more images or another fraction"
         )
     rng = np.random.default_rng(derive_seed(settings.split_seed, "split"))

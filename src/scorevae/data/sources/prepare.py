@@ -25,17 +25,22 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def prepare(settings: DataConfig, folder: Path) -> None:
+def prepare(settings: DataConfig, folder: Path, *, key: str = "data") -> None:
     """Read a source and write it as a prepared data set, whole or not at all.
+
+    Args:
+        settings: source, shape and split.
+        folder: to write.
+        key: where params.yaml has these settings, for messages.
 
     Raises:
         UserError: the source cannot be read, its images do not have the shape that
             ``data.image`` states, or the disk is full.
     """
-    root = None if settings.root is None else own_path(settings.root, "presets.<name>.data.root")
+    root = None if settings.root is None else own_path(settings.root, f"{key}.root")
     with replacing(folder) as temporary:
         temporary.mkdir()
-        writer = DatasetWriter(temporary, settings.image, settings.source)
+        writer = DatasetWriter(temporary, settings.image, key)
         origin = SOURCES[settings.source](settings, root, writer)
         shutil.rmtree(temporary / "unpacked", ignore_errors=True)
         _write_meta(temporary, writer, origin)
@@ -44,7 +49,7 @@ def prepare(settings: DataConfig, folder: Path) -> None:
 def _write_meta(folder: Path, writer: DatasetWriter, origin: Origin) -> None:
     for split in SPLITS:
         if not writer.counts.get(split):
-            raise UserError(f"data source: no {split} images in it; give it some")
+            raise UserError(f"{writer.key}: no {split} images in it; give it some")
     meta = {
         "source": origin.source,
         "licence": origin.licence,

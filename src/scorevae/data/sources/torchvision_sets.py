@@ -40,7 +40,8 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
         root = downloads_folder() / "MNIST" / "raw"
         for name, md5 in resources.items():
             if not check_integrity(str(root / name), md5):
-                fetch(f"MNIST's {name}", ", ".join(resources), partial(_from_mirror, name, root))
+                download = partial(_from_mirror, name, root)
+                fetch(f"MNIST's {name}", ", ".join(resources), download, writer.key)
     files = find_checked(root, resources)
     if files is None:
         raise UserError(f"{root}: holds none of {', '.join(resources)}; put them there")
@@ -50,7 +51,8 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
     raw.mkdir(parents=True)
     for name, path in files.items():
         (raw / name).symlink_to(path.resolve())
-    attempt("MNIST", ", ".join(resources), lambda: datasets.MNIST(str(base), download=True))
+    unpack = partial(datasets.MNIST, str(base), download=True)
+    attempt("MNIST", ", ".join(resources), unpack, writer.key)
     for split, dataset in _both(datasets.MNIST, base):
         rng = np.random.default_rng(derive_seed(settings.split_seed, "order", split))
         order = rng.permutation(len(dataset.data))
@@ -111,7 +113,7 @@ def read_cifar10(
             (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
     if root is None or unpacked is None:
         run = fetch if root is None else attempt  # into the folder of all processes, or our own
-        run("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True))
+        run("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True), writer.key)
     for split, part in _both(dataset, base):
         writer.images(split, iter([part.data]))
         writer.labels(split, np.asarray(part.targets))

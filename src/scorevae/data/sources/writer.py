@@ -59,8 +59,9 @@ def array_writer(
 class DatasetWriter:
     """The two splits of a data set, in the folder of :func:`scorevae.data.arrays.load_split`."""
 
-    def __init__(self, folder: Path, image: ImageConfig, source: str) -> None:
-        self.folder, self.image, self._source = folder, image, source
+    def __init__(self, folder: Path, image: ImageConfig, key: str) -> None:
+        """Begin a data set; ``key`` is where params.yaml has its settings, for messages."""
+        self.folder, self.image, self.key = folder, image, key
         self.counts: dict[SplitName, int] = {}
 
     @property
@@ -73,7 +74,7 @@ class DatasetWriter:
         path = self.folder / f"{split}_images.npy"
         with array_writer(path, np.uint8, self.row_shape) as writer:
             for chunk in chunks:
-                check_shape(chunk, self.image, f"data source {self._source!r}")
+                check_shape(chunk, self.image, self.key)
                 writer.append(chunk)
         self.counts[split] = writer.count
 
