@@ -22,10 +22,11 @@ PATH = click.Path(path_type=Path)
 def main(params: Path, output: Path, lpips: Path) -> None:
     """Fetch the trunk first: it is the shorter, and may be what a preset cannot do without."""
     config = load_config(params)
-    preset = config.selected
+    preset, key = config.selected, f"presets.{config.preset}"
     with track("download", config) as tracker:
-        click.echo(prepare_trunks(preset.lpips, preset.data.image.size, lpips))
-        prepare(preset.data, output, key=f"presets.{config.preset}.data")
+        size = preset.data.image.size
+        click.echo(prepare_trunks(preset.lpips, size, lpips, key=f"{key}.lpips"))
+        prepare(preset.data, output, key=f"{key}.data")
         tracker.artifact(output / "meta.json")
     click.echo(f"download: wrote {output}")
 

@@ -258,12 +258,12 @@ def test_pickled_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_missing_trunk_is_a_status(tmp_path: Path) -> None:
     """Catches random weights in place of the trunk, or a pipeline that ends without network."""
-    words = prepare_trunks(squeeze(), 32, tmp_path / "lpips")
+    words = prepare_trunks(squeeze(), 32, tmp_path / "lpips", key="presets.mine.lpips")
     for net, name in (("squeeze", "squeezenet1_1-b8a52dc0.pth"), ("vgg", "vgg16-397923af.pth")):
         reason = status(tmp_path / "lpips")[net]
         assert reason.startswith(f"unavailable: the {net} trunk {name} cannot be downloaded (")
         assert "no network" in reason
-        assert "presets.<name>.lpips.trunk" in reason
+        assert "presets.mine.lpips.trunk" in reason
         assert "TORCH_HOME" in reason
         assert f"lpips {net} {reason}" in words
         with pytest.raises(Unavailable, match=f"^lpips {net} unavailable: the {net} trunk "):

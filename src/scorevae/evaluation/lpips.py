@@ -43,10 +43,11 @@ def trunk_file(net: LPIPSNet) -> WeightsFile:
     return weights_file(_URLS[net])
 
 
-def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path) -> str:
+def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path, *, key: str = "lpips") -> str:
     """Write the trunks that evaluation needs, or why they are not there, as one folder.
 
-    The preset's net, and the paper's VGG where it can be had. Returns the status in words.
+    The preset's net, and the paper's VGG where it can be had. Returns the status in words;
+    ``key`` is where params.yaml has the settings, for messages.
 
     Raises:
         UserError: the preset requires LPIPS and its trunk cannot be had, or a file that the user
@@ -59,13 +60,13 @@ def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path) -> str:
             own = settings.trunk if net == settings.net else None
             try:
                 _check_size(size)
-                digest = _store(_locate(net, own), net, temporary / f"{net}.safetensors")
+                digest = _store(_locate(net, own, key), net, temporary / f"{net}.safetensors")
                 status[net] = f"sha256 {digest}"
             except Unavailable as reason:
                 if settings.required and net == settings.net:
                     raise UserError(
-                        f"{reason}. This preset requires LPIPS: set presets.<name>.lpips.required "
-                        "to false to go on without"
+                        f"{reason}. This preset requires LPIPS: set {key}.required to false to go "
+                        "on without"
                     ) from None
                 status[net] = f"unavailable: {reason}"
         (temporary / STATUS).write_text(json.dumps(status, indent=2) + "\n")
@@ -77,17 +78,17 @@ def _check_size(size: int) -> None:
         raise Unavailable(f"images of {size} pixels are under the {SMALLEST} that its trunk needs")
 
 
-def _locate(net: LPIPSNet, own: str | None) -> Path:
+def _locate(net: LPIPSNet, own: str | None, key: str) -> Path:
     """The user's file, else the one in TORCH_HOME, else a fresh download there."""
     if own is not None:
-        return own_file(own, "presets.<name>.lpips.trunk")
+        return own_file(own, f"{key}.trunk")
     file = trunk_file(net)
     try:
         return kept_or_downloaded(file)
     except (OSError, RuntimeError) as error:
         raise Unavailable(
             f"the {net} trunk {file.name} cannot be downloaded ({error}); name the file in "
-            "presets.<name>.lpips.trunk, or put it under $TORCH_HOME/hub/checkpoints"
+            f"{key}.trunk, or put it under $TORCH_HOME/hub/checkpoints"
         ) from None
 
 

@@ -30,7 +30,7 @@ from scorevae.training.loop import fit
 CURVE_SECONDS = 10.0  # the least time between two writings of the curve file
 VALIDATION_IMAGES = 1000
 
-# where the settings of each phase stand under presets.<name>
+# where the settings of each phase stand in a preset
 SETTINGS = {
     "prior": "prior.training",
     "vae": "vae.training",
