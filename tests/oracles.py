@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scorevae.gaussian import DiagonalGaussian
+from scorevae.score import Posterior
 from scorevae.sde import SDE
 
 
@@ -43,6 +44,11 @@ class LinearGaussian:
         variance = self.S * sigma**2 / total
         log_variance = torch.log(self.A**2 * variance + self.Γ)
         return DiagonalGaussian(self.A * mean, log_variance.expand(mean.shape))
+
+    @property
+    def posterior(self) -> Posterior:
+        """Both of them, for Bayes' rule."""
+        return Posterior(self.prior_score, self.encode)
 
     def data_given_latent(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (batch, dim) and variance (dim,) of p(x_0|z)."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -35,6 +36,7 @@ from scorevae.evaluation.probe import (
     linear_probe,
     neighbour_probe,
 )
+from scorevae.gaussian import DiagonalGaussian
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few hundred operations
 
@@ -368,7 +370,13 @@ def test_encode_at(model: ScoreVAE) -> None:
     x, times = images(), torch.full((5,), 0.3)
     alpha, sigma = model.sde.marginal(torch.tensor(0.3))
     seen = []
-    encoder, model.encoder = model.encoder, lambda x_t, t: seen.append(x_t) or encoder(x_t, t)
+    encoder = model.posterior.encoder
+
+    def watched(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
+        seen.append(x_t)
+        return encoder(x_t, t)
+
+    model.posterior = replace(model.posterior, encoder=watched)
     ours = model.encode_at(x, 0.3, seed=1)
     x_t = torch.cat(seen)
     torch.testing.assert_close(ours.mean, encoder(x_t, times).mean.detach(), **ROUNDING)

@@ -32,7 +32,7 @@ from scorevae.evaluation.bound import (
     theorem_3,
 )
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.score import noise_to_score, score_to_noise
+from scorevae.score import Posterior, noise_to_score, score_to_noise
 from scorevae.sde import SDE, VESDE, VPSDE, SubVPSDE, log_snr_range
 
 BUDGET = {"repeats": 16, "draws": 4, "batch": 2000, "seed": 0}
@@ -93,8 +93,7 @@ def oracle_bounds(oracle: LinearGaussian, x_0: Tensor, *, latent: bool, **change
     """Bounds on the oracle's density, with exact networks if no others are given."""
     settings = {
         "sde": oracle.sde,
-        "prior": oracle.prior_score,
-        "encoder": oracle.encode if latent else None,
+        "posterior": oracle.posterior if latent else oracle.prior_score,
         "smallest_noise": END,
         "decoder": World(oracle, latent=latent).decode,
     }
@@ -103,7 +102,7 @@ def oracle_bounds(oracle: LinearGaussian, x_0: Tensor, *, latent: bool, **change
 
 def per_image(bounds: Bounds, *, latent: bool) -> Tensor:
     """Costs of each image, of the bound that the world is about."""
-    bound = bounds.scorevae if latent else bounds.prior
+    bound = bounds.posterior if latent else bounds.prior
     assert bound is not None
     return bound.per_image
 
@@ -167,7 +166,8 @@ def test_the_bound_never_exceeds_the_likelihood(sde: SDE, name: str) -> None:
     oracle = standardised(sde)
     x_0 = oracle.sample_data(COUNT, seeded(2))
     wrong = Wrong(oracle, name)
-    bounds = oracle_bounds(oracle, x_0, latent=True, prior=wrong.prior, encoder=wrong.encode)
+    posterior = Posterior(wrong.prior, wrong.encode)
+    bounds = oracle_bounds(oracle, x_0, latent=True, posterior=posterior)
     excess = per_image(bounds, latent=True) - World(oracle, latent=True).surprise(x_0)
     assert excess.mean() > five_errors(excess)
 
@@ -178,7 +178,7 @@ def test_theorem_3_agrees(sde: SDE, latent: bool) -> None:
     oracle = standardised(sde)
     x_0 = oracle.sample_data(COUNT, seeded(2))
     bounds = oracle_bounds(oracle, x_0, latent=latent)
-    bound = bounds.scorevae if latent else bounds.prior
+    bound = bounds.posterior if latent else bounds.prior
     errors = (bound.total.monte_carlo_error, bound.theorem_3.monte_carlo_error)
     assert abs(bound.total.mean - bound.theorem_3.mean) <= 5 * math.hypot(*errors)
     assert bound.total.mean != bound.theorem_3.mean  # two estimators, not one
@@ -239,7 +239,7 @@ def test_the_code_length_of_grey_values_is_their_entropy(sde: SDE) -> None:
 
     index = torch.multinomial(share, 2 * COUNT, replacement=True, generator=seeded(0))
     x_0 = values[index].reshape(COUNT, 1, 1, 2)
-    bounds = likelihood_bound(x_0, sde=sde, prior=score, encoder=None, **BUDGET)
+    bounds = likelihood_bound(x_0, sde=sde, posterior=score, **BUDGET)
     bound = bounds.prior
     assert bound.dimensions == 2
     n = torch.linspace(-9, 9, 4001, dtype=torch.float64)
@@ -300,7 +300,7 @@ def test_the_monte_carlo_error_is_the_spread_between_seeds(sde: SDE) -> None:
     oracle = standardised(sde)
     x_0 = oracle.sample_data(8, seeded(0))
     totals = [
-        oracle_bounds(oracle, x_0, latent=True, seed=seed, repeats=8).scorevae.total
+        oracle_bounds(oracle, x_0, latent=True, seed=seed, repeats=8).posterior.total
         for seed in range(40)
     ]
     spread = np.std([total.mean for total in totals], ddof=1)
@@ -311,7 +311,7 @@ def test_the_monte_carlo_error_is_the_spread_between_seeds(sde: SDE) -> None:
 def test_the_image_error_is_the_spread_between_images(sde: SDE) -> None:
     """Catches the error over images computed from the repeats, or without √images."""
     oracle = standardised(sde)
-    bound = oracle_bounds(oracle, oracle.sample_data(50, seeded(0)), latent=True).scorevae
+    bound = oracle_bounds(oracle, oracle.sample_data(50, seeded(0)), latent=True).posterior
     expected = bound.per_image.std().item() / math.sqrt(50)
     assert bound.total.image_error == pytest.approx(expected)
     assert bound.terms["rate"].monte_carlo_error == pytest.approx(0, abs=1e-12)
@@ -325,7 +325,7 @@ def test_the_batch_changes_nothing(sde: SDE) -> None:
     whole = oracle_bounds(oracle, x_0, latent=True)
     parts = oracle_bounds(oracle, x_0, latent=True, batch=3, report=done.append)
     torch.testing.assert_close(whole.prior.per_image, parts.prior.per_image)
-    torch.testing.assert_close(whole.scorevae.per_image, parts.scorevae.per_image)
+    torch.testing.assert_close(whole.posterior.per_image, parts.posterior.per_image)
     assert done == [3, 6, 7]
 
 
@@ -335,7 +335,7 @@ def test_the_prior_sees_the_same_noise_with_and_without_an_encoder(sde: SDE) -> 
     x_0 = oracle.sample_data(5, seeded(0))
     alone = oracle_bounds(oracle, x_0, latent=False)
     both = oracle_bounds(oracle, x_0, latent=True, decoder=World(oracle, latent=False).decode)
-    assert alone.scorevae is None
+    assert alone.posterior is None
     torch.testing.assert_close(alone.prior.per_image, both.prior.per_image)
     assert alone.prior.terms["rate"] == Estimate(0, 0, 0)
 
@@ -350,8 +350,9 @@ def test_an_ignored_latent_leaves_the_prior_and_its_rate(sde: SDE) -> None:
     def ignorant(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(torch.ones_like(x_t), torch.zeros_like(x_t))
 
-    bounds = oracle_bounds(oracle, normal((6, 2), 0), latent=True, encoder=ignorant)
-    torch.testing.assert_close(bounds.scorevae.per_image, bounds.prior.per_image + 1)
+    posterior = Posterior(oracle.prior_score, ignorant)
+    bounds = oracle_bounds(oracle, normal((6, 2), 0), latent=True, posterior=posterior)
+    torch.testing.assert_close(bounds.posterior.per_image, bounds.prior.per_image + 1)
 
 
 def test_the_parity_option_reaches_the_bound(sde: SDE) -> None:
@@ -362,10 +363,15 @@ def test_the_parity_option_reaches_the_bound(sde: SDE) -> None:
         return DiagonalGaussian(x_t, torch.sin(x_t))
 
     full, dropped = (
-        oracle_bounds(oracle, normal((6, 2), 0), latent=True, encoder=wavy, log_determinant=option)
+        oracle_bounds(
+            oracle,
+            normal((6, 2), 0),
+            latent=True,
+            posterior=Posterior(oracle.prior_score, wavy, log_determinant=option),
+        )
         for option in (True, False)
     )
-    assert not torch.allclose(full.scorevae.per_image, dropped.scorevae.per_image)
+    assert not torch.allclose(full.posterior.per_image, dropped.posterior.per_image)
 
 
 def test_the_integrand_adds_up_to_the_diffusion_term(sde: SDE) -> None:
@@ -376,7 +382,7 @@ def test_the_integrand_adds_up_to_the_diffusion_term(sde: SDE) -> None:
     """
     oracle = standardised(sde)
     bounds = oracle_bounds(oracle, oracle.sample_data(40, seeded(0)), latent=True, bins=20)
-    for bound in (bounds.prior, bounds.scorevae):
+    for bound in (bounds.prior, bounds.posterior):
         log_snr, mean, error, trained = bound.integrand
         width = log_snr[1] - log_snr[0]
         bits = bound.bits_per_dimension()["diffusion"].mean
@@ -431,8 +437,7 @@ def test_the_cost_below_t_min_is_that_part_of_the_diffusion_term(sde: SDE) -> No
     bound = likelihood_bound(
         x_0,
         sde=sde,
-        prior=lambda x_t, t: torch.zeros_like(x_t),
-        encoder=None,
+        posterior=lambda x_t, t: torch.zeros_like(x_t),
         smallest_noise=end,
         decoder=lambda x, noise: torch.zeros(len(x)).double(),
         **BUDGET,
@@ -486,7 +491,7 @@ def test_grey_values_in_their_limits() -> None:
 )
 def test_bad_input_is_named(sde: SDE, change: dict, message: str) -> None:
     """Catches a division by zero or a NaN where a sentence helps."""
-    settings = {"x_0": torch.ones(2, 1, 2, 2), "sde": sde, "prior": lambda x_t, t: x_t}
-    settings |= {"encoder": None, **BUDGET, **change}
+    settings = {"x_0": torch.ones(2, 1, 2, 2), "sde": sde, "posterior": lambda x_t, t: x_t}
+    settings |= {**BUDGET, **change}
     with pytest.raises(UserError, match=message):
         likelihood_bound(settings.pop("x_0"), **settings)

@@ -34,7 +34,7 @@ def test_the_integrand_is_drawn(tmp_path: Path, latent: bool) -> None:
     figure = draw(bounds)
     (axis,) = figure.axes
     lines = {line.get_label().split(":")[0]: line for line in axis.get_lines()}
-    drawn = {"prior": bounds.prior} | ({"ScoreVAE": bounds.scorevae} if latent else {})
+    drawn = {"prior": bounds.prior} | ({"ScoreVAE": bounds.posterior} if latent else {})
     assert set(lines) == {*drawn, "t_min"}
     for name, shown in drawn.items():
         np.testing.assert_array_equal(lines[name].get_ydata(), shown.integrand.mean)

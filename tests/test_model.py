@@ -1,5 +1,6 @@
 """model: the trained networks as one object, with random weights and a few steps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from scorevae.autoencoders import DEFAULT_SAMPLING, MODEL, SYSTEMS, VAE, ScoreVA
 from scorevae.config import SamplingConfig, load_config
 from scorevae.errors import UserError
 from scorevae.sampling import generate
-from scorevae.score import posterior_score
 
 STEPS = 3
 SAMPLERS = [
@@ -108,7 +108,7 @@ def test_batches_draw_their_own_noise(folder: Path) -> None:
 def test_decode_is_the_posterior_score(folder: Path) -> None:
     """Catches Bayes' rule, the scale of x_1 or the range of images lost on the way."""
     model, z, x_1 = load(folder), latents(), images() - 0.5
-    score = posterior_score(model.prior_score, model.encoder, z, guidance=2.0)
+    score = model.posterior.score(z, guidance=2.0)
     expected = (generate(score, model.sde, x_1, sampling()) + 1) / 2
     torch.testing.assert_close(model.decode(z, guidance=2.0, x_1=x_1), expected, **ROUNDING)
     assert not torch.allclose(model.decode(z, x_1=x_1), expected)
@@ -126,7 +126,7 @@ def test_variance_exploding_starts_at_its_width(tmp_path: Path) -> None:
         starts.append(x)
         return -x
 
-    model.prior_score = score
+    model.posterior = replace(model.posterior, prior=score)
     x_1 = images()
     model.decode(latents(), guidance=0.0, x_1=x_1)
     torch.testing.assert_close(starts[0], 50 * x_1)
@@ -149,7 +149,7 @@ def test_reconstruct_decodes_the_mean(folder: Path) -> None:
 def test_encode_is_the_encoder_at_time_zero(folder: Path) -> None:
     """Catches images given in [0, 1], or another time."""
     model = load(folder)
-    expected = model.encoder(2 * images() - 1, torch.zeros(5))
+    expected = model.posterior.encoder(2 * images() - 1, torch.zeros(5))
     torch.testing.assert_close(model.encode(images()), expected, **ROUNDING)
 
 

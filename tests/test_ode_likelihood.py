@@ -171,17 +171,16 @@ def test_a_loaded_model_has_a_bound_and_a_likelihood(tmp_path) -> None:
     bounds = likelihood_bound(
         x_0,
         sde=model.sde,
-        prior=model.prior_score,
-        encoder=model.encoder,
+        posterior=model.posterior,
         repeats=2,
         draws=1,
         batch=2,
         seed=0,
     )
     ode = ode_log_likelihood(
-        x_0, sde=model.sde, prior=model.prior_score, repeats=1, batch=2, seed=0, tolerance=1e-2
+        x_0, sde=model.sde, prior=model.posterior.prior, repeats=1, batch=2, seed=0, tolerance=1e-2
     )
-    costs = (bounds.prior.per_image, bounds.scorevae.per_image, ode.per_image)
+    costs = (bounds.prior.per_image, bounds.posterior.per_image, ode.per_image)
     for nats in costs:
         assert nats.shape == (3,)
         assert nats.dtype == torch.float64

@@ -100,11 +100,11 @@ def test_likelihood_is_that_of_the_library(usual: Subject, found: Analysis) -> N
     settings, model = usual.config.evaluate.likelihood, usual.model
     bounds = likelihood_bound(
         to_tensor(usual.test.images[: settings.images]),
-        sde=model.sde, prior=model.prior_score, encoder=model.encoder,
+        sde=model.sde, posterior=model.posterior,
         repeats=settings.repeats, draws=settings.draws, batch=500, seed=usual.config.seed,
     )  # fmt: skip
     numbers = found.found["likelihood"].numbers
-    for name, bound in (("scorevae", bounds.scorevae), ("prior", bounds.prior)):
+    for name, bound in (("scorevae", bounds.posterior), ("prior", bounds.prior)):
         expected = bound.bits_per_dimension()["total"]
         assert numbers[name]["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-6)
         errors = (expected.monte_carlo_error, expected.image_error)

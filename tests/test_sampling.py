@@ -32,7 +32,7 @@ from scorevae.sampling import (
     network_evaluations,
     uniform_grid,
 )
-from scorevae.score import denoised_to_score, posterior_score, score_to_denoised
+from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised
 from scorevae.sde import SDE, VESDE, VPSDE, LinearRate, perturb
 
 ODE_SAMPLERS = ("ddim", "heun", "dpm_solver_pp")
@@ -395,9 +395,9 @@ def test_langevin_step_preserves_a_gaussian() -> None:
 # --- generation ------------------------------------------------------------------------------
 
 
-def posterior(oracle: LinearGaussian, count: int) -> Callable[[Tensor, Tensor], Tensor]:
+def posterior(oracle: LinearGaussian, count: int) -> ScoreFn:
     """Our own posterior score for one latent."""
-    return posterior_score(oracle.prior_score, oracle.encode, LATENT.expand(count, 2))
+    return oracle.posterior.score(LATENT.expand(count, 2))
 
 
 LATENT = vector(1.2, -1.0)

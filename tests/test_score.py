@@ -20,10 +20,10 @@ from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.encoder import ConvEncoder, ResNetEncoder
 from scorevae.sampling import generate
 from scorevae.score import (
+    Posterior,
     denoised_to_score,
     latent_score,
     noise_to_score,
-    posterior_score,
     prior_score,
     score_to_denoised,
     score_to_noise,
@@ -94,7 +94,7 @@ def test_bayes_rule_gives_the_conditional_score(sde: SDE, t: float, batched: boo
     x_0, z = oracle.sample_data(6, seeded(0)), normal((6, 3), 1)
     time = torch.full((6,), t, dtype=torch.float64) if batched else scalar(t)
     x_t = perturb(sde, x_0, time, normal((6, 3), 2))
-    score = posterior_score(oracle.prior_score, oracle.encode, z)
+    score = oracle.posterior.score(z)
     expected = oracle.conditional_score(x_t, time, z)
     torch.testing.assert_close(score(x_t, time), expected, rtol=1e-9, atol=1e-9)
 
@@ -106,7 +106,7 @@ def test_guidance_scales_the_correction(sde: SDE) -> None:
     prior = oracle.prior_score(x_t, t)
     correction = latent_score(oracle.encode, x_t, t, z)
     for guidance in (0.5, 1.0, 2.5):
-        score = posterior_score(oracle.prior_score, oracle.encode, z, guidance=guidance)
+        score = oracle.posterior.score(z, guidance=guidance)
         torch.testing.assert_close(
             score(x_t, t), prior + guidance * correction, rtol=1e-12, atol=1e-12
         )
@@ -134,7 +134,8 @@ def test_no_guidance_is_the_prior_bit_for_bit(sde: SDE, sampler: str) -> None:
     def infinite(x_t: torch.Tensor, t: torch.Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(x_t / 0.0, torch.zeros_like(x_t))
 
-    guided = posterior_score(oracle.prior_score, infinite, normal((4, 3), 2), guidance=0.0)
+    posterior = Posterior(oracle.prior_score, infinite)
+    guided = posterior.score(normal((4, 3), 2), guidance=0.0)
     assert torch.equal(draw(guided), draw(oracle.prior_score))
 
 
@@ -155,13 +156,15 @@ def test_the_normaliser_keeps_the_mean_correction_at_zero() -> None:
     assert torch.all((dropped.mean(0) - bias).abs() <= five_errors(dropped))
 
 
-def test_posterior_score_passes_the_parity_option_on() -> None:
-    """An option that is accepted and ignored."""
+@pytest.mark.parametrize("option", [True, False])
+def test_the_posterior_has_the_parity_option(option: bool) -> None:
+    """An option that is accepted and ignored, by the correction or by the score."""
     x_t, z, t = normal((3, 2), 0), normal((3, 2), 1), scalar(0.5)
-    score = posterior_score(lambda x, t: torch.zeros_like(x), wavy, z, log_determinant=False)
-    expected = latent_score(wavy, x_t, t, z, log_determinant=False)
-    torch.testing.assert_close(score(x_t, t), expected, rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(expected, latent_score(wavy, x_t, t, z))
+    posterior = Posterior(lambda x, t: torch.zeros_like(x), wavy, log_determinant=option)
+    expected = latent_score(wavy, x_t, t, z, log_determinant=option)
+    assert torch.equal(posterior.correction(z)(x_t, t), expected)
+    assert torch.equal(posterior.score(z)(x_t, t), expected)
+    assert not torch.allclose(expected, latent_score(wavy, x_t, t, z, log_determinant=not option))
 
 
 def test_latent_score_is_the_gradient_of_the_log_density(encoder: torch.nn.Module) -> None:
@@ -242,7 +245,7 @@ def test_latent_score_carries_a_gradient_to_every_weight(encoder: torch.nn.Modul
 def test_sampling_score_builds_no_graph(encoder: torch.nn.Module) -> None:
     """Graphs kept over hundreds of sampling steps: memory grows until the run dies."""
     x_t, t, z = images()
-    score = posterior_score(lambda x, t: torch.zeros_like(x), encoder, z)
+    score = Posterior(lambda x, t: torch.zeros_like(x), encoder).score(z)
     assert not score(x_t, t).requires_grad
 
 
@@ -277,6 +280,7 @@ def test_double_times_reach_single_precision_networks_as_single(sde: SDE) -> Non
         return DiagonalGaussian(x_t, torch.zeros_like(x_t))
 
     x_t = normal((3, 2), 0).float()
-    score = posterior_score(prior_score(Network(network), sde), single, x_t)(x_t, scalar(0.5))
+    posterior = Posterior(prior_score(Network(network), sde), single)
+    score = posterior.score(x_t)(x_t, scalar(0.5))
     assert score.dtype == torch.float32
     assert set(seen) == {torch.float32}

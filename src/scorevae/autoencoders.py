@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from scorevae.config import ProtocolConfig, SamplingConfig
 from scorevae.data.arrays import to_unit_range
@@ -22,7 +22,7 @@ from scorevae.networks.prior import Prior, PriorHeader, load_prior
 from scorevae.networks.vae import TrainedVAE, load_vae
 from scorevae.randomness import make_generator
 from scorevae.sampling import generate
-from scorevae.score import ScoreFn, posterior_score, prior_score
+from scorevae.score import Encoder, Posterior, ScoreFn, prior_score
 from scorevae.sde import perturb
 from scorevae.shapes import Groups, Images, Latents, PerSample
 
@@ -106,9 +106,11 @@ class ScoreVAE:
         self.sde = prior.sde
         self.image_shape = encoder.header.image.shape
         self.latent = encoder.header.latent
-        self.log_determinant = encoder.header.log_determinant == "full"
-        self.encoder = encoder.network.to(self.device)
-        self.prior_score = prior_score(prior.network.to(self.device), prior.sde)
+        self.posterior = Posterior(
+            prior_score(prior.network.to(self.device), prior.sde),
+            encoder.network.to(self.device),
+            log_determinant=encoder.header.log_determinant == "full",
+        )
 
     @classmethod
     def load(
@@ -142,7 +144,7 @@ class ScoreVAE:
             UserError: the images have another shape than the model's, or leave [0, 1].
         """
         _check_images(images, self.image_shape)
-        return _encode_clean(self.encoder, images, self.batch, self.device)
+        return _encode_clean(self.posterior.encoder, images, self.batch, self.device)
 
     @torch.no_grad()
     def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
@@ -164,7 +166,7 @@ class ScoreVAE:
         for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
             times = torch.full((len(chunk),), t, device=self.device)
             x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
-            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
+            parts.append(self.posterior.encoder(perturb(self.sde, x_0, times, added), times))
         return _joined(parts)
 
     def decode(
@@ -182,7 +184,7 @@ class ScoreVAE:
 
         Args:
             z: latents, (count, latent).
-            guidance: γ of :func:`scorevae.score.posterior_score`.
+            guidance: γ of :meth:`scorevae.score.Posterior.score`.
             seed: of x_1 and of the sampler's noise.
             x_1: the noise to start from, standard normal, instead of a draw.
             shared: so many consecutive latents see the same noise of the sampler.
@@ -195,13 +197,7 @@ class ScoreVAE:
         _check_latents(z, self.latent)
 
         def score(rows: slice) -> ScoreFn:
-            return posterior_score(
-                self.prior_score,
-                self.encoder,
-                z[rows].to(self.device),
-                guidance=guidance,
-                log_determinant=self.log_determinant,
-            )
+            return self.posterior.score(z[rows].to(self.device), guidance=guidance)
 
         return self._draw(len(z), score, seed, x_1, report, shared, kept)
 
@@ -220,7 +216,7 @@ class ScoreVAE:
 
     def sample_prior(self, count: int, *, seed: int = 0) -> Images:
         """Draw from the unconditional diffusion model."""
-        return self._draw(count, lambda rows: self.prior_score, seed, None, lambda done: None)
+        return self._draw(count, lambda rows: self.posterior.prior, seed, None, lambda done: None)
 
     def interpolate(
         self, first: Images, second: Images, steps: int, *, guidance: float = 1.0, seed: int = 0
@@ -381,7 +377,7 @@ def _check_latents(z: Latents, latent: int) -> None:
 
 
 def _encode_clean(
-    encoder: nn.Module, images: Images, batch: int, device: torch.device
+    encoder: Encoder, images: Images, batch: int, device: torch.device
 ) -> DiagonalGaussian:
     """q(z|x_0, 0), batch by batch."""
     parts = []

@@ -6,6 +6,7 @@ image x̂_0 = (x_t + σ² s)/α (Tweedie's formula).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -88,26 +89,37 @@ def latent_score(
     return torch.func.grad(log_likelihood)(x_t)
 
 
-def posterior_score(
-    prior: ScoreFn,
-    encoder: Encoder,
-    z: Latents,
-    *,
-    guidance: float = 1.0,
-    log_determinant: bool = True,
-) -> ScoreFn:
-    """Bayes' rule for scores: s(x_t, z, t) = s_p(x_t, t) + γ ∇_{x_t} ln q(z|x_t, t).
+@dataclass(frozen=True)
+class Posterior:
+    """p(x|z) ∝ p(x) q(z|x) by its scores: that of the prior, and what z adds to it."""
 
-    γ = 1 is the model of the paper; γ = 0 is the prior itself (the encoder is not called); any
-    other γ is a different, sharpened or softened model to which no bound of the paper applies.
-    """
-    if guidance == 0:
-        return prior
+    prior: ScoreFn  # s_p
+    encoder: Encoder
+    log_determinant: bool = True  # as the encoder was trained, see :func:`latent_score`
 
-    def score(x_t: Data, t: Times) -> Data:
-        t = t.to(x_t)
-        with torch.no_grad():
-            correction = latent_score(encoder, x_t, t, z, log_determinant=log_determinant)
-        return prior(x_t, t) + guidance * correction
+    def correction(self, z: Latents) -> ScoreFn:
+        """What z adds to the prior's score, all of it: ∇_{x_t} ln q(z|x_t, t)."""
 
-    return score
+        def score(x_t: Data, t: Times) -> Data:
+            return latent_score(self.encoder, x_t, t, z, log_determinant=self.log_determinant)
+
+        return score
+
+    def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
+        """Bayes' rule for scores, §3.3: s(x_t, z, t) = s_p(x_t, t) + γ ∇_{x_t} ln q(z|x_t, t).
+
+        γ = 1 is the model of the paper; γ = 0 is the prior itself (the encoder is not called);
+        any other γ is a different, sharpened or softened model to which no bound of the paper
+        applies.
+        """
+        if guidance == 0:
+            return self.prior
+        correction = self.correction(z)
+
+        def score(x_t: Data, t: Times) -> Data:
+            t = t.to(x_t)
+            with torch.no_grad():
+                added = correction(x_t, t)
+            return self.prior(x_t, t) + guidance * added
+
+        return score

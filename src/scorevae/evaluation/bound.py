@@ -31,7 +31,7 @@ from torch import Tensor
 
 from scorevae.errors import UserError
 from scorevae.randomness import make_generator
-from scorevae.score import Encoder, ScoreFn, latent_score
+from scorevae.score import Posterior, ScoreFn
 from scorevae.sde import (
     SDE,
     log_snr_range,
@@ -40,7 +40,6 @@ from scorevae.sde import (
 )
 from scorevae.shapes import (
     Data,
-    Latents,
     Times,
 )
 
@@ -112,7 +111,7 @@ class Bounds(NamedTuple):
     """The bound of the prior alone and, from the same t and noise, that with the latent."""
 
     prior: Bound
-    scorevae: Bound | None
+    posterior: Bound | None
 
 
 class Levels(NamedTuple):
@@ -130,20 +129,19 @@ class Levels(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """What the bound is of; the encoder may be absent."""
+    """What the bound is of; without a posterior, of the prior alone."""
 
     sde: SDE
     prior: ScoreFn
-    encoder: Encoder | None
-    log_determinant: bool
+    posterior: Posterior | None
 
 
 class Sampled(NamedTuple):
-    """What was drawn and computed for some images; the last two need an encoder."""
+    """What was drawn and computed for some images; the last two need a posterior."""
 
     noise: Draws  # ‖ε‖²
     prior: Draws  # ‖ε − ε̂_p‖²
-    scorevae: Draws | None  # ‖ε − ε̂‖²
+    posterior: Draws | None  # ‖ε − ε̂‖²
     rate: Nats | None
 
 
@@ -152,13 +150,11 @@ def likelihood_bound(
     x_0: Data,
     *,
     sde: SDE,
-    prior: ScoreFn,
-    encoder: Encoder | None,
+    posterior: Posterior | ScoreFn,
     repeats: int,
     draws: int,
     batch: int,
     seed: int,
-    log_determinant: bool = True,
     smallest_noise: float = SMALLEST_NOISE,
     decoder: Decoder | None = None,
     bins: int = 40,
@@ -172,14 +168,12 @@ def likelihood_bound(
     Args:
         x_0: images in [−1, 1] that hold 8-bit grey values, on the networks' device.
         sde: the forward process of both networks.
-        prior: s_p.
-        encoder: q(z|x_t, t), or None for the prior alone.
+        posterior: s_p and q(z|x_t, t); or a score, s_p, for the bound of a prior alone.
         repeats: independent estimates, at least 2.
         draws: of (t, noise, z) for each image and repeat; the networks are evaluated
             ``repeats`` · ``draws`` times for each image.
         batch: images in one evaluation; bounds memory.
         seed: of all randomness.
-        log_determinant: as the encoder was trained, see :func:`scorevae.score.latent_score`.
         smallest_noise: σ_ε/α_ε, where the integral ends and ``decoder`` begins.
         decoder: E ln p(x_0|x_ε); None is :func:`grey_values`. With a density in its place the
             bound is one on a density.
@@ -197,7 +191,10 @@ def likelihood_bound(
     levels = stratified_levels(
         sde, smallest_noise, len(x_0), repeats=repeats, draws=draws, seed=seed
     )
-    networks = Networks(sde, prior, encoder, log_determinant)
+    if isinstance(posterior, Posterior):
+        networks = Networks(sde, posterior.prior, posterior)
+    else:
+        networks = Networks(sde, posterior, None)
     parts = []
     for first in range(0, len(x_0), batch):
         rows = slice(first, min(first + batch, len(x_0)))
@@ -269,12 +266,12 @@ def stratified_levels(
 
 def _sample(networks: Networks, x_0: Data, log_snr: Draws, seed: int, first: int) -> Sampled:
     """Squared errors of the noise predictions for one chunk of images, draw by draw."""
-    sde, prior, encoder, log_determinant = networks
+    sde, prior, posterior = networks
     rows, count = range(first, first + len(x_0)), log_snr.shape[1]
     noise = _noise(x_0, rows, (count, *x_0.shape[1:]), seed, "noise")
     times = sde.time_of_log_snr(log_snr.flatten()).reshape(log_snr.shape).to(x_0)
-    if encoder is not None:
-        q_0 = encoder(x_0, torch.zeros_like(times[:, 0]))
+    if posterior is not None:
+        q_0 = posterior.encoder(x_0, torch.zeros_like(times[:, 0]))
         z_noise = _noise(x_0, rows, (count, q_0.mean.shape[1]), seed, "z")
         z = q_0.mean[:, None] + torch.exp(0.5 * q_0.log_variance)[:, None] * z_noise
     alone, with_latent = [], []
@@ -284,20 +281,15 @@ def _sample(networks: Networks, x_0: Data, log_snr: Draws, seed: int, first: int
         sigma = over(sde.marginal(t).sigma, x_t)
         residual = noise[:, draw] + sigma * extended(prior, sde)(x_t, t)
         alone.append(_squared_norm(residual))
-        if encoder is not None:
-            correction = _latent_score_fn(encoder, z[:, draw], log_determinant)
+        if posterior is not None:
+            correction = posterior.correction(z[:, draw])
             residual = residual + sigma * extended(correction, sde)(x_t, t)
             with_latent.append(_squared_norm(residual))
     norms = _squared_norm(noise.flatten(0, 1)).unflatten(0, (len(x_0), count))
-    if encoder is None:
+    if posterior is None:
         return Sampled(norms, torch.stack(alone, dim=1), None, None)
     rate = q_0.kl_to_standard_normal().double().cpu()
     return Sampled(norms, torch.stack(alone, dim=1), torch.stack(with_latent, dim=1), rate)
-
-
-def _latent_score_fn(encoder: Encoder, z: Latents, log_determinant: bool) -> ScoreFn:
-    """∇ln q(z|x_t, t) as a function of (x_t, t)."""
-    return lambda x_t, t: latent_score(encoder, x_t, t, z, log_determinant=log_determinant)
 
 
 def _noise(

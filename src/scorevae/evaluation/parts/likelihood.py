@@ -22,24 +22,22 @@ def compute(subject: Subject) -> Found:
     bounds = likelihood_bound(
         x_0,
         sde=model.sde,
-        prior=model.prior_score,
-        encoder=model.encoder,
-        log_determinant=model.log_determinant,
+        posterior=model.posterior,
         repeats=settings.repeats,
         draws=settings.draws,
         batch=subject.config.reconstruct.batch,
         seed=seed,
     )
-    assert bounds.scorevae is not None
+    assert bounds.posterior is not None
     numbers: Numbers = {
-        MODEL: _bits(bounds.scorevae),
+        MODEL: _bits(bounds.posterior),
         PRIOR: {k: v for k, v in _bits(bounds.prior).items() if k != "bits_rate"},
     }
     if settings.ode_images > 0:
         ode = ode_log_likelihood(
             x_0[: settings.ode_images],
             sde=model.sde,
-            prior=model.prior_score,
+            prior=model.posterior.prior,
             repeats=1,
             batch=subject.config.reconstruct.batch,
             seed=seed,
@@ -52,7 +50,7 @@ def compute(subject: Subject) -> Found:
     columns = zip(
         bounds.prior.integrand.log_snr.tolist(),
         bounds.prior.integrand.mean.tolist(),
-        bounds.scorevae.integrand.mean.tolist(),
+        bounds.posterior.integrand.mean.tolist(),
         strict=True,
     )
     rows: Rows = [dict(zip(INTEGRAND, row, strict=True)) for row in columns]
@@ -78,7 +76,7 @@ def draw(bounds: Bounds) -> Figure:
     legend names. Bands are two standard errors; right of the line networks are extrapolated.
     """
     figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    curves = {"prior": bounds.prior, SYSTEMS[MODEL].title: bounds.scorevae}
+    curves = {"prior": bounds.prior, SYSTEMS[MODEL].title: bounds.posterior}
     for name, bound in curves.items():
         if bound is None:
             continue
