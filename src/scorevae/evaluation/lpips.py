@@ -7,13 +7,11 @@ classifier, of which the convolutions are kept as safetensors.
 import json
 import warnings
 from pathlib import Path
-from typing import get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision import models
 
 from scorevae.config import LPIPSConfig, LPIPSNet
 from scorevae.errors import Unavailable, UserError
@@ -31,16 +29,18 @@ SMALLEST = 32  # pixels; the trunks' strides and poolings exhaust smaller images
 STATUS = "lpips.json"
 PAPER_NET: LPIPSNet = "vgg"
 
-_URLS: dict[LPIPSNet, str] = {
-    "alex": models.AlexNet_Weights.IMAGENET1K_V1.url,
-    "vgg": models.VGG16_Weights.IMAGENET1K_V1.url,
-    "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
-}
-
 
 def trunk_file(net: LPIPSNet) -> WeightsFile:
     """The file that torchvision names for a trunk."""
-    return weights_file(_URLS[net])
+    from torchvision import models  # seconds, which small images and a trunk at hand do without
+
+    match net:
+        case "alex":
+            return weights_file(models.AlexNet_Weights.IMAGENET1K_V1.url)
+        case "vgg":
+            return weights_file(models.VGG16_Weights.IMAGENET1K_V1.url)
+        case "squeeze":
+            return weights_file(models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url)
 
 
 def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path, *, key: str = "lpips") -> str:
@@ -151,6 +151,3 @@ def distance(
         with torch.no_grad():
             total += network(*pair).sum().item()
     return total / len(originals)
-
-
-assert set(_URLS) == set(get_args(LPIPSNet))
