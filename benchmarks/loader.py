@@ -10,7 +10,6 @@ where that is below one.
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import click
@@ -27,7 +26,7 @@ from scorevae.data.batches import (
 )
 from scorevae.data.sources.writer import DatasetWriter
 from scorevae.networks.prior import PriorUNet
-from scorevae.objectives import prior_loss
+from scorevae.objectives import PriorObjective
 from scorevae.sde import build_sde
 from scorevae.training.loop import LossModule
 
@@ -60,7 +59,7 @@ def training_step(preset: PresetConfig, batch: Batches) -> Callable[[int], objec
     sde, settings = build_sde(load_config(ROOT / "params.yaml").sde), preset.prior
     device = default_device()
     network = PriorUNet(preset.data.image, settings.network, sde).to(device)
-    objective = partial(prior_loss, sde=sde, time=settings.time)
+    objective = PriorObjective(sde=sde, time=settings.time)
     module = LossModule(network, objective, bf16=settings.training.precision == "bf16")
     generator = torch.Generator(device).manual_seed(0)
     return lambda step: module(batch(step), generator)["loss"].backward()

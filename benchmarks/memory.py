@@ -76,14 +76,12 @@ def download(source: Path, target: Path) -> None:
 
 def train(source: Path, target: Path) -> None:
     """Twenty steps of a prior on what :func:`download` wrote."""
-    from functools import partial
-
     from accelerate import Accelerator
 
     from scorevae.data.arrays import load_split
     from scorevae.data.batches import batches
     from scorevae.networks.prior import PriorUNet
-    from scorevae.objectives import prior_loss
+    from scorevae.objectives import PriorObjective
     from scorevae.sde import build_sde
     from scorevae.training.loop import fit
 
@@ -94,7 +92,7 @@ def train(source: Path, target: Path) -> None:
     sde = build_sde(config.sde)
     training = settings.training.model_copy(update={"steps": 20, "batch": 32})
     fit(
-        PriorUNet(image, settings.network, sde), partial(prior_loss, sde=sde, time=settings.time),
+        PriorUNet(image, settings.network, sde), PriorObjective(sde=sde, time=settings.time),
         batches(images, training.batch, 0, flip=True), training, seed=0, name="memory",
         record=lambda step, numbers: None, validate=lambda module: {}, state=NoState(),
         accelerator=Accelerator(cpu=True),

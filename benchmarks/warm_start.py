@@ -26,7 +26,7 @@ from scorevae.evaluation.metrics import l2_distances
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, build_encoder, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
-from scorevae.objectives import Objective, bind_encoder_loss, bind_warm_start_loss
+from scorevae.objectives import EncoderObjective, Objective, WarmStartObjective
 from scorevae.randomness import global_seed
 from scorevae.runtime.files import replacing
 from scorevae.score import prior_score
@@ -49,10 +49,11 @@ class Experiment:
             network=self.settings.network, log_determinant=config.objective.log_determinant,
         )  # fmt: skip
         score = prior_score(self.prior.network, self.prior.sde)
-        self.objective = bind_encoder_loss(
-            config.objective, sde=self.prior.sde, prior=score, beta=config.beta
-        )
-        self.regression = bind_warm_start_loss(
+        self.objective = EncoderObjective(
+            config.objective, sde=self.prior.sde, prior=score, beta=config.beta,
+            latent=config.selected.latent,
+        )  # fmt: skip
+        self.regression = WarmStartObjective(
             self.settings.warm_start, sde=self.prior.sde, teacher=self.vae.encoder
         )
 

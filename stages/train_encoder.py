@@ -12,7 +12,7 @@ from scorevae.networks.encoder import EncoderHeader, build_encoder, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.networks.weights import check_header
-from scorevae.objectives import bind_encoder_loss, bind_warm_start_loss
+from scorevae.objectives import EncoderObjective, WarmStartObjective
 from scorevae.score import prior_score
 from scorevae.training.stage import training_stage
 
@@ -40,8 +40,10 @@ def main(
     with training_stage("train_encoder", config, data, curve, [prior_path, vae_path]) as run:
         score = prior_score(prior.network.to(run.device), sde)
         teacher = vae.network.encoder.to(run.device)
-        regression = bind_warm_start_loss(warm, sde=sde, teacher=teacher)
-        objective = bind_encoder_loss(config.objective, sde=sde, prior=score, beta=config.beta)
+        regression = WarmStartObjective(warm, sde=sde, teacher=teacher)
+        objective = EncoderObjective(
+            config.objective, sde=sde, prior=score, beta=config.beta, latent=latent
+        )
         encoder = run.build(lambda: build_encoder(network, image, latent, sde))
         determines = (config.beta, config.sde, config.objective, float(latent), settings)
         with run.state(determines, [data, prior_path, vae_path]):

@@ -1,7 +1,6 @@
 """Stage train_prior: the unconditional diffusion model, by denoising score matching."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
@@ -10,7 +9,7 @@ import click
 
 from scorevae.config import load_config
 from scorevae.networks.prior import PriorHeader, PriorUNet
-from scorevae.objectives import prior_loss
+from scorevae.objectives import PriorObjective
 from scorevae.sde import build_sde
 from scorevae.training.stage import training_stage
 
@@ -27,7 +26,7 @@ def main(params: Path, data: Path, output: Path, curve: Path) -> None:
     config = load_config(params)
     image, prior = config.selected.data.image, config.selected.prior
     sde = build_sde(config.sde)
-    objective = partial(prior_loss, sde=sde, time=prior.time)
+    objective = PriorObjective(sde=sde, time=prior.time)
     with training_stage("train_prior", config, data, curve, reads=[]) as run:
         network = run.build(lambda: PriorUNet(image, prior.network, sde))
         with run.state([config.sde, prior], [data]):

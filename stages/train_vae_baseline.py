@@ -1,7 +1,6 @@
 """Stage train_vae_baseline: the β-VAE, with the encoder's architecture without time."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
@@ -10,7 +9,7 @@ import click
 
 from scorevae.config import load_config
 from scorevae.networks.vae import VAE, VAEHeader
-from scorevae.objectives import vae_loss
+from scorevae.objectives import VAEObjective
 from scorevae.training.stage import training_stage
 
 PATH = click.Path(path_type=Path)
@@ -26,7 +25,7 @@ def main(params: Path, data: Path, output: Path, curve: Path) -> None:
     config = load_config(params)
     preset = config.selected
     image, latent, network = preset.data.image, preset.latent, preset.encoder.network
-    objective = partial(vae_loss, beta=config.beta, error=preset.vae.error)
+    objective = VAEObjective(latent=latent, beta=config.beta, error=preset.vae.error)
     with training_stage("train_vae_baseline", config, data, curve, reads=[]) as run:
         vae = run.build(lambda: VAE(network, image, latent))
         with run.state([config.beta, float(latent), network, preset.vae], [data]):

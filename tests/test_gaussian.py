@@ -81,3 +81,11 @@ def test_the_generator_decides_the_sample() -> None:
     q, _, _ = pair()
     torch.testing.assert_close(q.sample(seeded(3)), q.sample(seeded(3)), rtol=0, atol=0)
     assert not torch.equal(q.sample(seeded(3)), q.sample(seeded(4)))
+
+
+def test_a_sample_is_the_gaussian_at_its_noise() -> None:
+    """Noise of another shape or dtype, or drawn where none was asked for."""
+    q, _, noise = pair()
+    assert torch.equal(q.at(noise), q.mean + torch.exp(0.5 * q.log_variance) * noise)
+    drawn = torch.randn(7, 3, generator=seeded(3), dtype=torch.float64)
+    assert torch.equal(q.sample(seeded(3)), q.at(drawn))

@@ -17,20 +17,23 @@ from oracles import (
     standardised,
     vector,
 )
+from tiny import tiny_config
 from torch import Tensor
 
+from scorevae.config import ObjectiveConfig
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.objectives import (
+    EncoderObjective,
+    Objective,
+    PriorObjective,
+    VAEObjective,
+    WarmStartObjective,
     draw_times,
-    encoder_loss,
     noise_space_weight,
-    prior_loss,
-    vae_loss,
-    warm_start_loss,
     weight_over_density,
 )
 from scorevae.score import score_to_noise
-from scorevae.sde import SDE, log_snr_range
+from scorevae.sde import SDE, VPSDE, LinearRate, log_snr_range
 
 COUNT = 100_000
 DISTRIBUTIONS = ("uniform", "log_snr")
@@ -60,6 +63,11 @@ def signal_share(sde: SDE, t: Tensor, variance: Tensor) -> Tensor:
 def assert_mean(samples: Tensor, expected: Tensor | float) -> None:
     """The mean is as expected, within five standard errors."""
     assert (samples.mean() - expected).abs() <= five_errors(samples)
+
+
+def losses_of(objective: Objective, module, x_0: Tensor) -> dict[str, Tensor]:
+    """The losses of a module or a function; the same randomness always."""
+    return objective.loss(module, x_0, objective.draw(x_0, seeded(1)))
 
 
 def assert_lower(better: Tensor, worse: Tensor) -> None:
@@ -136,7 +144,7 @@ def prior_losses(oracle: LinearGaussian, time: str, factor: float, shift: float)
         return factor * score_to_noise(oracle.sde, score, t) + shift
 
     x_0 = oracle.sample_data(COUNT, seeded(0))
-    losses = prior_loss(Network(network), x_0, seeded(1), sde=oracle.sde, time=time)
+    losses = losses_of(PriorObjective(sde=oracle.sde, time=time), Network(network), x_0)
     assert set(losses) == {"loss"}
     assert losses["loss"].shape == (COUNT,)
     return losses["loss"]
@@ -180,7 +188,7 @@ class SmallVAE(torch.nn.Module):
 def test_vae_loss_by_hand(error: str) -> None:
     """Means where sums belong, β on the wrong term, z not sampled, ½ or the root misplaced."""
     vae, x_0 = SmallVAE(), normal((5, 1, 2, 2), 0)
-    losses = vae_loss(vae, x_0, seeded(1), beta=0.3, error=error)
+    losses = losses_of(VAEObjective(latent=2, beta=0.3, error=error), vae, x_0)
     noise = torch.randn(5, 2, generator=seeded(1), dtype=torch.float64)
     mean, log_variance = x_0.flatten(1)[:, :2], 0.3 * x_0.flatten(1)[:, 2:]
     z = mean + torch.exp(0.5 * log_variance) * noise
@@ -210,18 +218,24 @@ class Skewed:
         )
 
 
+def encoder_objective_of(
+    oracle: LinearGaussian, prior=None, *, beta: float = 1.0, **changes: str
+) -> Objective:
+    """The encoder's objective beside a prior, the exact one if none."""
+    settings = {"weighting": "likelihood", "time": "log_snr", "log_determinant": "full"}
+    return EncoderObjective(
+        ObjectiveConfig(**settings | changes),
+        sde=oracle.sde,
+        prior=prior or oracle.prior_score,
+        beta=beta,
+        latent=len(oracle.m),
+    )
+
+
 def encoder_losses(oracle: LinearGaussian, encoder=None, **changes) -> dict[str, Tensor]:
     """Losses of an encoder (the exact one if none) on COUNT images; the same randomness always."""
-    settings = {"beta": 1.0, "weighting": "likelihood", "time": "log_snr"} | changes
-    return encoder_loss(
-        encoder or oracle.encode,
-        oracle.sample_data(COUNT, seeded(0)),
-        seeded(1),
-        sde=oracle.sde,
-        prior=oracle.prior_score,
-        log_determinant=True,
-        **settings,
-    )
+    x_0 = oracle.sample_data(COUNT, seeded(0))
+    return losses_of(encoder_objective_of(oracle, **changes), encoder or oracle.encode, x_0)
 
 
 @pytest.mark.parametrize("weighting", ["likelihood", "simple"])
@@ -333,18 +347,8 @@ class Shifted(torch.nn.Module):
 
 
 def small_loss(encoder: Shifted, prior) -> Tensor:
-    oracle = encoder.oracle
-    losses = encoder_loss(
-        encoder,
-        oracle.sample_data(6, seeded(0)),
-        seeded(1),
-        sde=oracle.sde,
-        prior=prior,
-        beta=0.0,
-        weighting="likelihood",
-        time="log_snr",
-        log_determinant=True,
-    )
+    objective = encoder_objective_of(encoder.oracle, prior, beta=0.0)
+    losses = losses_of(objective, encoder, encoder.oracle.sample_data(6, seeded(0)))
     return losses["loss"].sum()
 
 
@@ -392,24 +396,28 @@ def test_the_parity_option_reaches_the_loss(sde: SDE) -> None:
     def wavy(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(x_t, torch.sin(x_t))
 
-    full, dropped = (
-        encoder_loss(
-            wavy,
-            oracle.sample_data(6, seeded(0)),
-            seeded(1),
-            sde=sde,
-            prior=oracle.prior_score,
-            beta=0.0,
-            weighting="simple",
-            time="uniform",
-            log_determinant=option,
-        )["loss"]
-        for option in (True, False)
+    x_0 = oracle.sample_data(6, seeded(0))
+    objectives = (
+        encoder_objective_of(
+            oracle, beta=0.0, weighting="simple", time="uniform", log_determinant=option
+        )
+        for option in ("full", "dropped")
     )
+    full, dropped = (losses_of(objective, wavy, x_0)["loss"] for objective in objectives)
     assert not torch.allclose(full, dropped)
 
 
 # --- warm start ------------------------------------------------------------------------------
+
+
+def warm_start_of(
+    sde: SDE, teacher, *, clean_share: float, variance_scale: float = 1.0
+) -> Objective:
+    """The warm start's objective beside a teacher."""
+    settings = tiny_config().selected.encoder.warm_start.model_copy(
+        update={"clean_share": clean_share, "variance_scale": variance_scale}
+    )
+    return WarmStartObjective(settings, sde=sde, teacher=Network(teacher))
 
 
 def warm_losses(
@@ -421,15 +429,10 @@ def warm_losses(
     count: int = COUNT,
 ) -> Tensor:
     """Losses of an encoder whose teacher is the oracle; the same randomness always."""
-    return warm_start_loss(
-        encoder,
-        oracle.sample_data(count, seeded(0)),
-        seeded(1),
-        sde=oracle.sde,
-        teacher=oracle.encode,
-        clean_share=clean_share,
-        variance_scale=variance_scale,
-    )["loss"]
+    objective = warm_start_of(
+        oracle.sde, oracle.encode, clean_share=clean_share, variance_scale=variance_scale
+    )
+    return losses_of(objective, encoder, oracle.sample_data(count, seeded(0)))["loss"]
 
 
 def pupil(oracle: LinearGaussian, variance_scale: float) -> LinearGaussian:
@@ -485,15 +488,117 @@ def test_the_teacher_is_a_constant(sde: SDE) -> None:
     """The VAE trained along with its pupil."""
     oracle = skewed(sde)
     encoder, teacher = Shifted(oracle), Shifted(oracle)
-    losses = warm_start_loss(
-        encoder,
-        oracle.sample_data(8, seeded(0)),
-        seeded(1),
-        sde=sde,
-        teacher=teacher,
-        clean_share=0.5,
-        variance_scale=1.0,
-    )
+    objective = warm_start_of(sde, teacher, clean_share=0.5)
+    losses = losses_of(objective, encoder, oracle.sample_data(8, seeded(0)))
     losses["loss"].sum().backward()
     assert encoder.noisy.grad.abs().min() > 0
     assert all(weight.grad is None for weight in teacher.parameters())
+
+
+# --- draws and losses ------------------------------------------------------------------------
+
+
+class OracleVAE(torch.nn.Module):
+    """The oracle's encoder, and a decoder that returns z."""
+
+    def __init__(self, oracle: LinearGaussian) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Network(oracle.encode), torch.nn.Identity()
+
+
+def every_objective(oracle: LinearGaussian) -> dict[str, tuple[Objective, torch.nn.Module]]:
+    """Each objective and a module that it is of."""
+    prior = Network(lambda x, t: score_to_noise(oracle.sde, oracle.prior_score(x, t), t))
+    encoder, teacher = Network(Skewed(oracle, 0.3, 0.5)), oracle.encode
+    return {
+        "prior": (PriorObjective(sde=oracle.sde, time="log_snr"), prior),
+        "vae": (VAEObjective(latent=3, beta=0.3, error="squared"), OracleVAE(oracle)),
+        "encoder": (encoder_objective_of(oracle, beta=0.3), encoder),
+        "warm start": (warm_start_of(oracle.sde, teacher, clean_share=0.4), encoder),
+    }
+
+
+OBJECTIVES = ("prior", "vae", "encoder", "warm start")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_loss_is_a_pure_function_of_its_draw(sde: SDE, name: str) -> None:
+    """Catches a loss that draws after all: compiled, its noise would not be the seed's."""
+    oracle = skewed(sde)
+    objective, module = every_objective(oracle)[name]
+    x_0 = oracle.sample_data(5, seeded(0))
+    generator = seeded(1)
+    draw = objective.draw(x_0, generator)
+    states = generator.get_state(), torch.get_rng_state()
+    first, second = (objective.loss(module, x_0, draw) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert torch.equal(generator.get_state(), states[0])
+    assert torch.equal(torch.get_rng_state(), states[1])
+    other = objective.loss(module, x_0, objective.draw(x_0, generator))
+    assert not torch.equal(other["loss"], first["loss"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_its_draw_and_its_loss(sde: SDE, name: str) -> None:
+    """Catches a call that evaluates the loss on other noise than it has drawn."""
+    oracle = skewed(sde)
+    objective, module = every_objective(oracle)[name]
+    x_0 = oracle.sample_data(5, seeded(0))
+    generator = seeded(1)
+    called = objective(module, x_0, generator)
+    torch.testing.assert_close(called, losses_of(objective, module, x_0), rtol=0, atol=0)
+    drawn = seeded(1)
+    objective.draw(x_0, drawn)
+    assert torch.equal(generator.get_state(), drawn.get_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_draws_have_their_order(name: str, dtype: torch.dtype) -> None:
+    """Catches numbers drawn in another order, dtype or shape: every seed would change its result.
+
+    The order: the offset of the times, ε, the clean rows, the noise of z.
+    """
+    oracle = skewed(VPSDE(LinearRate(0.1, 20.0), t_min=1e-3))
+    objective, _ = every_objective(oracle)[name]
+    x_0, generator, expected = torch.zeros(5, 3, dtype=dtype), seeded(1), seeded(1)
+    draw = objective.draw(x_0, generator)
+    drawn = {"z_noise": draw} if name == "vae" else draw._asdict()
+    if name != "vae":
+        offset = torch.rand((), generator=expected, dtype=dtype)
+        largest, smallest = log_snr_range(oracle.sde)
+        level = largest - (torch.arange(5, dtype=dtype) + offset) / 5 * (largest - smallest)
+        t = oracle.sde.time_of_log_snr(level).clamp(1e-3, 1)
+        assert torch.equal(drawn["times"].t if name == "encoder" else drawn["t"], t)
+        assert torch.equal(drawn["noise"], torch.randn(5, 3, generator=expected, dtype=dtype))
+    if name == "warm start":
+        # in single precision always
+        assert torch.equal(drawn["clean"], torch.rand(5, generator=expected) < 0.4)
+    if name in ("vae", "encoder"):
+        assert torch.equal(drawn["z_noise"], torch.randn(5, 3, generator=expected, dtype=dtype))
+    assert torch.equal(generator.get_state(), expected.get_state())  # and nothing else
+
+
+@pytest.mark.parametrize("weighting", ["likelihood", "simple"])
+@pytest.mark.parametrize("time", DISTRIBUTIONS)
+def test_encoder_loss_by_hand(sde: SDE, weighting: str, time: str) -> None:
+    """Catches a draw that reaches the loss in the wrong place, image by image.
+
+    With the oracle's networks prior and correction together are the score of p_t(x_t|z).
+    """
+    oracle = skewed(sde)
+    x_0 = oracle.sample_data(5, seeded(0))
+    objective = encoder_objective_of(oracle, beta=0.3, weighting=weighting, time=time)
+    times, noise, z_noise = draw = objective.draw(x_0, seeded(1))
+    losses = objective.loss(oracle.encode, x_0, draw)
+    alpha, sigma = (part[:, None] for part in sde.marginal(times.t))
+    q_0 = oracle.encode(x_0, scalar(0.0))
+    z = q_0.mean + torch.exp(0.5 * q_0.log_variance) * z_noise
+    score = oracle.conditional_score(alpha * x_0 + sigma * noise, times.t, z)
+    squared = (noise + sigma * score).pow(2).sum(1)
+    weight = (sde.diffusion(times.t) / sigma[:, 0]) ** 2 if weighting == "likelihood" else 1.0
+    diffusion = 0.5 * weight * times.inverse_density * squared
+    rate = q_0.kl_per_latent().sum(1)
+    expected = {"loss": diffusion + 0.3 * rate, "diffusion": diffusion, "rate": rate}
+    # Bayes' rule cancels: VP's scores at t_min are of order 1/σ = 100 beside a sum of order one.
+    torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)

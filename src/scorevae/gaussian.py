@@ -14,15 +14,19 @@ class DiagonalGaussian(NamedTuple):
     mean: Latents
     log_variance: Latents
 
+    def at(self, noise: Latents) -> Latents:
+        """mean + std · noise: a draw for standard normal noise, with gradients to both."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
     def sample(self, generator: torch.Generator | None = None) -> Latents:
-        """Draw mean + std · noise, reparameterised: gradients reach mean and log-variance."""
+        """:meth:`at` noise that is drawn here."""
         noise = torch.randn(
             self.mean.shape,
             generator=generator,
             device=self.mean.device,
             dtype=self.mean.dtype,
         )
-        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+        return self.at(noise)
 
     def log_prob(self, z: Latents, *, log_determinant: bool = True) -> PerSample:
         """ln N(z; mean, Σ) = −½ Σ_i [(z_i − μ_i)²/Σ_ii + ln Σ_ii + ln 2π], summed over latents.

@@ -1,20 +1,23 @@
 """What each network minimises. An objective maps (module, images, generator) to named losses.
 
-Every loss has shape (batch,): squared errors are summed over pixels, KL over latents, and the
-caller takes the mean over the batch. Times are drawn in [t_min, 1], stratified over the batch,
-and weighted by one over their density, so every combination of weighting and time distribution
-is an unbiased estimate of ½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 7 and §3.5).
+It does so in two steps: a draw, which is all of its randomness, and a loss, a pure function of
+(module, images, draw) but for a network's own dropout. Every loss has shape (batch,): squared
+errors are summed over pixels, KL over latents, and the caller takes the mean over the batch.
+Times are drawn in [t_min, 1], stratified over the batch, and weighted by one over their density,
+so every combination of weighting and time distribution is an unbiased estimate of
+½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 7 and §3.5).
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from scorevae.config import ObjectiveConfig, WarmStartConfig
+from scorevae.config import ObjectiveConfig, TimeDistribution, WarmStartConfig
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.score import Encoder, ScoreFn, latent_score
 from scorevae.sde import (
@@ -23,19 +26,29 @@ from scorevae.sde import (
     over,
     perturb,
 )
-from scorevae.shapes import Data, PerSample
+from scorevae.shapes import Data, Latents, PerSample
 
 Losses = dict[str, PerSample]
-Objective = Callable[[nn.Module, Tensor, torch.Generator], Losses]
 Weighting = Literal["likelihood", "simple"]
-TimeDistribution = Literal["uniform", "log_snr"]
 
 
-class VAE(Protocol):
-    """An encoder without time and a decoder."""
+class Objective(ABC):
+    """A draw and the loss of what was drawn; called, one after the other.
 
-    encoder: nn.Module
-    decoder: nn.Module
+    Apart, they let a loop compile the loss and draw outside of what is compiled.
+    """
+
+    @abstractmethod
+    def draw(self, x_0: Data, generator: torch.Generator) -> Any:  # noqa: ANN401 (the loss's own)
+        """Everything random, for images like these."""
+
+    @abstractmethod
+    def loss(self, module: Any, x_0: Data, draw: Any) -> Losses:  # noqa: ANN401
+        """The losses of a module, given what was drawn; nothing is drawn here."""
+
+    def __call__(self, module: nn.Module, x_0: Data, generator: torch.Generator) -> Losses:
+        """The losses of a module."""
+        return self.loss(module, x_0, self.draw(x_0, generator))
 
 
 class TimeSample(NamedTuple):
@@ -84,60 +97,87 @@ def _squared_norm(x: Data) -> PerSample:
     return x.flatten(1).square().sum(dim=1)
 
 
-def _noise(x_0: Data, generator: torch.Generator) -> Data:
-    return torch.randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+def _noise(like: Data, generator: torch.Generator) -> Data:
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def prior_loss(
-    network: nn.Module,
-    x_0: Data,
-    generator: torch.Generator,
-    *,
-    sde: SDE,
-    time: TimeDistribution,
-) -> Losses:
+def _z_noise(like: Data, generator: torch.Generator, latent: int) -> Latents:
+    """For each image the noise of z ~ q(z|x_0, 0)."""
+    shape = len(like), latent
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+class PriorDraw(NamedTuple):
+    """Times and ε."""
+
+    t: PerSample
+    noise: Data
+
+
+@dataclass(frozen=True)
+class PriorObjective(Objective):
     """Denoising score matching, eq. 7, with λ = σ²: ½ ‖ε − ε_p(x_t, t)‖².
 
     With ``time="uniform"`` this is the paper's simple weighting. ``time="log_snr"`` draws t by
     importance for the likelihood weighting and leaves the factor Z away: same minimiser.
     """
-    t = draw_times(sde, x_0, generator, time).t
-    noise = _noise(x_0, generator)
-    predicted = network(perturb(sde, x_0, t, noise), t)
-    return {"loss": 0.5 * _squared_norm(noise - predicted)}
+
+    sde: SDE
+    time: TimeDistribution
+
+    def draw(self, x_0: Data, generator: torch.Generator) -> PriorDraw:
+        """Times, then ε."""
+        t = draw_times(self.sde, x_0, generator, self.time).t
+        return PriorDraw(t, _noise(x_0, generator))
+
+    def loss(self, module: nn.Module, x_0: Data, draw: PriorDraw) -> Losses:
+        """``loss`` of ε_p."""
+        t, noise = draw
+        predicted = module(perturb(self.sde, x_0, t, noise), t)
+        return {"loss": 0.5 * _squared_norm(noise - predicted)}
 
 
-def vae_loss(
-    vae: VAE,
-    x_0: Data,
-    generator: torch.Generator,
-    *,
-    beta: float,
-    error: Literal["squared", "norm"],
-) -> Losses:
+class VAE(Protocol):
+    """An encoder without time and a decoder."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+
+@dataclass(frozen=True)
+class VAEObjective(Objective):
     """β-VAE, eq. 2: ½ ‖x − x̂‖² + β KL(q(z|x) ‖ N(0, I)).
 
     ``error="norm"`` puts ‖x − x̂‖ in place of ½ ‖x − x̂‖², as the published code does.
     """
-    posterior: DiagonalGaussian = vae.encoder(x_0, torch.zeros(len(x_0), device=x_0.device))
-    squared = _squared_norm(x_0 - vae.decoder(posterior.sample(generator)))
-    distortion = 0.5 * squared if error == "squared" else squared.sqrt()
-    rate = posterior.kl_to_standard_normal()
-    return {"loss": distortion + beta * rate, "distortion": distortion, "rate": rate}
+
+    latent: int
+    beta: float
+    error: Literal["squared", "norm"]
+
+    def draw(self, x_0: Data, generator: torch.Generator) -> Latents:
+        """The noise of z."""
+        return _z_noise(x_0, generator, self.latent)
+
+    def loss(self, module: VAE, x_0: Data, draw: Latents) -> Losses:
+        """``loss`` of encoder and decoder; ``distortion`` and ``rate``, the KL."""
+        posterior: DiagonalGaussian = module.encoder(x_0, torch.zeros(len(x_0), device=x_0.device))
+        squared = _squared_norm(x_0 - module.decoder(posterior.at(draw)))
+        distortion = 0.5 * squared if self.error == "squared" else squared.sqrt()
+        rate = posterior.kl_to_standard_normal()
+        return {"loss": distortion + self.beta * rate, "distortion": distortion, "rate": rate}
 
 
-def encoder_loss(
-    encoder: Encoder,
-    x_0: Data,
-    generator: torch.Generator,
-    *,
-    sde: SDE,
-    prior: ScoreFn,
-    beta: float,
-    weighting: Weighting,
-    time: TimeDistribution,
-    log_determinant: bool,
-) -> Losses:
+class EncoderDraw(NamedTuple):
+    """Times, ε, and the noise of z."""
+
+    times: TimeSample
+    noise: Data
+    z_noise: Latents
+
+
+@dataclass(frozen=True)
+class EncoderObjective(Objective):
     """The objective of arXiv 2304.12141, §3.5, with z ~ q(z|x_0, 0) reparameterised.
 
     ½ ∫ w(t) E‖∇ln p(x_t|x_0) − s_p(x_t, t) − ∇ln q(z|x_t, t)‖² dt + β KL(q(z|x_0, 0) ‖ N(0, I))
@@ -145,31 +185,46 @@ def encoder_loss(
     In noise space the norm is ‖ε − ε̂‖²/σ² with ε̂ = −σ (s_p + ∇ln q). The gradient reaches the
     encoder through ∇ln q, through z and through the KL; the prior is a constant.
     """
-    times = draw_times(sde, x_0, generator, time)
-    noise = _noise(x_0, generator)
-    x_t = perturb(sde, x_0, times.t, noise)
-    with torch.no_grad():
-        prior_term = prior(x_t, times.t)
-    posterior = encoder(x_0, torch.zeros_like(times.t))
-    z = posterior.sample(generator)
-    correction = latent_score(encoder, x_t, times.t, z, log_determinant=log_determinant)
-    sigma = over(sde.marginal(times.t).sigma, x_0)
-    error = _squared_norm(noise + sigma * (prior_term + correction))
-    diffusion = 0.5 * weight_over_density(sde, times, weighting) * error
-    rate = posterior.kl_to_standard_normal()
-    return {"loss": diffusion + beta * rate, "diffusion": diffusion, "rate": rate}
+
+    settings: ObjectiveConfig
+    sde: SDE
+    prior: ScoreFn
+    latent: int
+    beta: float
+
+    def draw(self, x_0: Data, generator: torch.Generator) -> EncoderDraw:
+        """Times, then ε, then the noise of z."""
+        times = draw_times(self.sde, x_0, generator, self.settings.time)
+        noise = _noise(x_0, generator)
+        return EncoderDraw(times, noise, _z_noise(x_0, generator, self.latent))
+
+    def loss(self, module: Encoder, x_0: Data, draw: EncoderDraw) -> Losses:
+        """``loss`` of the encoder; ``diffusion``, the integral, and ``rate``, the KL."""
+        times, noise, z_noise = draw
+        x_t = perturb(self.sde, x_0, times.t, noise)
+        with torch.no_grad():
+            prior_term = self.prior(x_t, times.t)
+        posterior = module(x_0, torch.zeros_like(times.t))
+        z = posterior.at(z_noise)
+        full = self.settings.log_determinant == "full"
+        correction = latent_score(module, x_t, times.t, z, log_determinant=full)
+        sigma = over(self.sde.marginal(times.t).sigma, x_0)
+        error = _squared_norm(noise + sigma * (prior_term + correction))
+        diffusion = 0.5 * weight_over_density(self.sde, times, self.settings.weighting) * error
+        rate = posterior.kl_to_standard_normal()
+        return {"loss": diffusion + self.beta * rate, "diffusion": diffusion, "rate": rate}
 
 
-def warm_start_loss(
-    encoder: Encoder,
-    x_0: Data,
-    generator: torch.Generator,
-    *,
-    sde: SDE,
-    teacher: Encoder,
-    clean_share: float,
-    variance_scale: float,
-) -> Losses:
+class WarmStartDraw(NamedTuple):
+    """Times, ε, and the rows that are left unperturbed, at t = 0."""
+
+    t: PerSample
+    noise: Data
+    clean: Bool[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class WarmStartObjective(Objective):
     """Regress q_t on a fixed q_0: KL(q_0(z|x_0) ‖ q_t(z|x_t, t)), λ(t) uniform, some t = 0.
 
     Eq. 11, p(z|x_t) = E[q_0(z|x_0) | x_t], makes E KL(p(z|x_t) ‖ q_t) equal to this up to a
@@ -178,38 +233,25 @@ def warm_start_loss(
     objective's optimum under likelihood weighting is far more certain of z than the VAE is. A
     share ``clean_share`` of the rows is left unperturbed.
     """
-    t = draw_times(sde, x_0, generator, "log_snr").t
-    noise = _noise(x_0, generator)
-    clean = torch.rand(t.shape, generator=generator, device=t.device) < clean_share
-    t = torch.where(clean, torch.zeros_like(t), t)
-    x_t = torch.where(over(clean, x_0), x_0, perturb(sde, x_0, t, noise))
-    with torch.no_grad():
-        mean, log_variance = teacher(x_0, torch.zeros_like(t))
-    target = DiagonalGaussian(mean, log_variance + math.log(variance_scale))
-    return {"loss": target.kl_to(encoder(x_t, t))}
 
+    settings: WarmStartConfig
+    sde: SDE
+    teacher: Encoder
 
-def bind_encoder_loss(
-    settings: ObjectiveConfig, *, sde: SDE, prior: ScoreFn, beta: float
-) -> Objective:
-    """:func:`encoder_loss` as ``params.yaml`` asks for it."""
-    return partial(
-        encoder_loss,
-        sde=sde,
-        prior=prior,
-        beta=beta,
-        weighting=settings.weighting,
-        time=settings.time,
-        log_determinant=settings.log_determinant == "full",
-    )
+    def draw(self, x_0: Data, generator: torch.Generator) -> WarmStartDraw:
+        """Times, then ε, then the clean rows."""
+        t = draw_times(self.sde, x_0, generator, "log_snr").t
+        noise = _noise(x_0, generator)
+        uniform = torch.rand(t.shape, generator=generator, device=t.device)
+        return WarmStartDraw(t, noise, uniform < self.settings.clean_share)
 
-
-def bind_warm_start_loss(settings: WarmStartConfig, *, sde: SDE, teacher: nn.Module) -> Objective:
-    """:func:`warm_start_loss` as ``params.yaml`` asks for it."""
-    return partial(
-        warm_start_loss,
-        sde=sde,
-        teacher=teacher,
-        clean_share=settings.clean_share,
-        variance_scale=settings.variance_scale,
-    )
+    def loss(self, module: Encoder, x_0: Data, draw: WarmStartDraw) -> Losses:
+        """``loss`` of the encoder."""
+        t = torch.where(draw.clean, torch.zeros_like(draw.t), draw.t)
+        perturbed = perturb(self.sde, x_0, t, draw.noise)
+        x_t = torch.where(over(draw.clean, x_0), x_0, perturbed)
+        with torch.no_grad():
+            mean, log_variance = self.teacher(x_0, torch.zeros_like(t))
+        log_scale = math.log(self.settings.variance_scale)
+        target = DiagonalGaussian(mean, log_variance + log_scale)
+        return {"loss": target.kl_to(module(x_t, t))}
