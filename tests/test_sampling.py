@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from scorevae.config import SamplingConfig
 from scorevae.sampling import (
+    GRIDS,
+    SAMPLERS,
     DPMSolverPP2M,
     ddim,
     euler_maruyama,
@@ -30,6 +33,7 @@ from scorevae.sampling import (
     log_snr_grid,
     make_step,
     network_evaluations,
+    steps_within,
     uniform_grid,
 )
 from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised
@@ -37,7 +41,6 @@ from scorevae.sde import SDE, VESDE, VPSDE, LinearRate, perturb
 
 ODE_SAMPLERS = ("ddim", "heun", "dpm_solver_pp")
 SDE_SAMPLERS = ("euler_maruyama", "sde_dpm_solver_pp")  # affine, as those of the ODE
-SAMPLERS = (*ODE_SAMPLERS, *SDE_SAMPLERS, "predictor_corrector")
 SIZES = (64, 128, 256)
 SNR = 0.1
 
@@ -76,6 +79,16 @@ def affine(
 
     out = run(x, unit if draws else torch.zeros_like)
     return out[0], out[1] - out[0], (out[2:] - out[0]).square().sum(0)
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+def test_every_sampler_is_tested_and_can_be_configured() -> None:
+    """A sampler or grid in one table and not in the other, or in none of the lists above."""
+    for table, field in ((SAMPLERS, "sampler"), (GRIDS, "grid")):
+        assert tuple(table) == get_args(SamplingConfig.model_fields[field].annotation)
+    assert {*ODE_SAMPLERS, *SDE_SAMPLERS, "predictor_corrector"} == {*SAMPLERS}
 
 
 # --- grids -----------------------------------------------------------------------------------
@@ -492,6 +505,15 @@ def test_network_evaluations_are_counted_right(sde: SDE, sampler: str, steps: in
     grid = [1.0] if steps == 1 else log_snr_grid(sde, steps - 1).tolist()
     assert set(seen) == set(grid)
     assert seen[-1] == grid[-1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_use_a_budget_up(sampler: str) -> None:
+    """A budget exceeded, or an evaluation left that would have paid for one more step."""
+    for budget in range(1, 12):
+        steps = steps_within(sampler, budget)
+        spent, more = (network_evaluations(settings_of(sampler, n)) for n in (steps, steps + 1))
+        assert spent <= budget < more
 
 
 def test_one_step_is_the_posterior_mean_of_pure_noise(sde: SDE) -> None:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from scorevae.config import EncoderNetworkConfig, ImageConfig, SamplingConfig
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.encoder import ConvEncoder, ResNetEncoder
-from scorevae.sampling import generate
+from scorevae.sampling import SAMPLERS, generate
 from scorevae.score import (
     Posterior,
     denoised_to_score,
@@ -31,9 +31,6 @@ from scorevae.score import (
 from scorevae.sde import SDE, VPSDE, LinearRate, perturb
 
 VP = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3)
-SAMPLERS = (
-    "euler_maruyama", "ddim", "heun", "dpm_solver_pp", "sde_dpm_solver_pp", "predictor_corrector",
-)  # fmt: skip
 
 
 def conv_encoder() -> torch.nn.Module:

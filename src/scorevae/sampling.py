@@ -11,7 +11,7 @@ Reverse SDE: dx = [f − g² s] dt + g dw̄ (Song 2020, arXiv 2011.13456, eq. 6;
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float64
@@ -161,27 +161,38 @@ def langevin(score: ScoreFn, x: Data, t: Times, noise: NoiseFn, *, snr: float) -
     return x + size * gradient + torch.sqrt(2 * size) * fresh
 
 
+class Sampler(NamedTuple):
+    """How a solver is made for one trajectory, and the evaluations of the score in its step."""
+
+    make: Callable[[SamplingConfig], Step]
+    evaluations: int
+
+
+SAMPLERS = {
+    "euler_maruyama": Sampler(lambda settings: euler_maruyama, 1),
+    "ddim": Sampler(lambda settings: ddim, 1),
+    "heun": Sampler(lambda settings: heun, 2),
+    "dpm_solver_pp": Sampler(lambda settings: DPMSolverPP2M(stochastic=False), 1),
+    "sde_dpm_solver_pp": Sampler(lambda settings: DPMSolverPP2M(stochastic=True), 1),
+    "predictor_corrector": Sampler(
+        lambda settings: predictor_corrector(settings.corrector_snr), 2
+    ),
+}
+
+
 def make_step(settings: SamplingConfig) -> Step:
     """A fresh solver for one trajectory."""
-    match settings.sampler:
-        case "euler_maruyama":
-            return euler_maruyama
-        case "ddim":
-            return ddim
-        case "heun":
-            return heun
-        case "dpm_solver_pp":
-            return DPMSolverPP2M(stochastic=False)
-        case "sde_dpm_solver_pp":
-            return DPMSolverPP2M(stochastic=True)
-        case "predictor_corrector":
-            return predictor_corrector(settings.corrector_snr)
+    return SAMPLERS[settings.sampler].make(settings)
 
 
 def network_evaluations(settings: SamplingConfig) -> int:
     """Evaluations of the score that :func:`generate` makes with these settings."""
-    per_step = 2 if settings.sampler in ("heun", "predictor_corrector") else 1
-    return per_step * (settings.steps - 1) + 1
+    return SAMPLERS[settings.sampler].evaluations * (settings.steps - 1) + 1
+
+
+def steps_within(sampler: str, evaluations: int) -> int:
+    """The most ``steps``, at least one, that make no more evaluations than these."""
+    return max(1, (evaluations - 1) // SAMPLERS[sampler].evaluations + 1)
 
 
 def clipped(score: ScoreFn, sde: SDE) -> ScoreFn:

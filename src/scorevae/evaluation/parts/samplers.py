@@ -8,7 +8,6 @@ difference between trials counts by its standard error.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import get_args
 
 import torch
 
@@ -18,10 +17,9 @@ from scorevae.evaluation.figures import Figure, lines
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
 from scorevae.evaluation.report.tables import Row
-from scorevae.sampling import network_evaluations
+from scorevae.sampling import SAMPLERS, network_evaluations, steps_within
 from scorevae.shapes import Images, Latents
 
-TWICE = ("heun", "predictor_corrector")  # two evaluations a step
 WITHIN = 0.02  # of the best L2: what counts as no worse in any case
 STANDARD_ERRORS = 2.0  # of the difference to the best L2: the same,
 AT_MOST = 0.1  # but not beyond a tenth, as a single image that fails would have it
@@ -87,18 +85,12 @@ def sampler_settings(
     counts: Sequence[int], grids: Sequence[str], like: SamplingConfig
 ) -> list[SamplingConfig]:
     """Every sampler on every grid with at most so many evaluations; the rest as in ``like``."""
-    samplers = get_args(SamplingConfig.model_fields["sampler"].annotation)
     return [
         like.model_copy(update={"sampler": sampler, "grid": grid, "steps": steps})
-        for sampler in samplers
+        for sampler in SAMPLERS
         for grid in grids
-        for steps in _steps(sampler, counts)
+        for steps in sorted({steps_within(sampler, count) for count in counts})
     ]
-
-
-def _steps(sampler: str, counts: Sequence[int]) -> list[int]:
-    per_step = 2 if sampler in TWICE else 1
-    return sorted({max(1, (count - 1) // per_step + 1) for count in counts})
 
 
 def try_samplers(
