@@ -5,6 +5,7 @@ knows their names: what compares systems goes through its rows.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
@@ -33,24 +34,61 @@ DEFAULT_SAMPLING = SamplingConfig(
 )
 
 
-class System(Protocol):
-    """An auto-encoder: what ScoreVAE and its baselines have in common."""
+class System(ABC):
+    """An auto-encoder: what ScoreVAE and its baselines have in common.
 
-    def encode(self, images: Images) -> DiagonalGaussian:
-        """q(z|x) of each image."""
-        ...
+    Results are on the CPU, whatever the device; ``batch`` images at a time bound the memory.
+    """
 
+    device: torch.device
+    batch: int
+    image_shape: tuple[int, int, int]
+    latent: int
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Encoder:
+        """q(z|x_t, t), of which t = 0 encodes."""
+
+    @abstractmethod
     def decode(self, z: Latents, *, seed: int = 0) -> Images:
         """One image for each latent; the same one for the same seed."""
-        ...
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> DiagonalGaussian:
+        """q(z|x_0, 0) of images in [0, 1].
+
+        Raises:
+            UserError: the images have another shape than the model's, or leave [0, 1].
+        """
+        self._check_images(images)
+        parts = []
+        for chunk in images.split(self.batch):
+            x_0 = (2 * chunk - 1).to(self.device)
+            parts.append(self.encoder(x_0, torch.zeros(len(x_0), device=self.device)))
+        return _joined(parts)
 
     def reconstruct(self, images: Images, *, seed: int = 0) -> Images:
-        """Encode to the mean of q(z|x), then decode."""
-        ...
+        """Encode to the mean of q(z|x_0, 0), then decode."""
+        return self.decode(self.encode(images).mean, seed=seed)
 
     def rate(self, images: Images) -> PerSample:
-        """KL(q(z|x) ‖ N(0, I)) of each image, in nats."""
-        ...
+        """KL(q(z|x_0, 0) ‖ N(0, I)) of each image, in nats."""
+        return self.encode(images).kl_to_standard_normal()
+
+    def _check_images(self, images: Images) -> None:
+        if len(images) == 0 or images.shape[1:] != self.image_shape:
+            raise UserError(
+                f"images have shape {tuple(images.shape)}; give (count, "
+                f"{', '.join(map(str, self.image_shape))})"
+            )
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
+
+    def _check_latents(self, z: Latents) -> None:
+        if z.ndim != 2 or z.shape[1] != self.latent:
+            raise UserError(f"z has shape {tuple(z.shape)}; give (count, {self.latent})")
 
 
 class KeptBatches(Protocol):
@@ -70,12 +108,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class ScoreVAE:
+class ScoreVAE(System):
     """p(x|z) ∝ p(x) q(z|x): a diffusion prior and a time-dependent encoder, no decoder.
 
-    arXiv 2304.12141. Results are on the CPU, whatever the device. ``batch`` bounds memory;
-    with a deterministic sampler (ddim, heun, dpm_solver_pp) it does not change results beyond
-    rounding, with a stochastic one the noise depends on it.
+    arXiv 2304.12141. With a deterministic sampler (ddim, heun, dpm_solver_pp) ``batch`` does not
+    change results beyond rounding, with a stochastic one the noise depends on it.
     """
 
     def __init__(
@@ -136,15 +173,10 @@ class ScoreVAE:
         other.sampling = sampling
         return other
 
-    @torch.no_grad()
-    def encode(self, images: Images) -> DiagonalGaussian:
-        """q(z|x_0, 0) of images in [0, 1].
-
-        Raises:
-            UserError: the images have another shape than the model's, or leave [0, 1].
-        """
-        _check_images(images, self.image_shape)
-        return _encode_clean(self.posterior.encoder, images, self.batch, self.device)
+    @property
+    def encoder(self) -> Encoder:
+        """The time-dependent encoder."""
+        return self.posterior.encoder
 
     @torch.no_grad()
     def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
@@ -160,13 +192,13 @@ class ScoreVAE:
             return self.encode(images)
         if not self.sde.t_min <= t <= 1:
             raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
-        _check_images(images, self.image_shape)
+        self._check_images(images)
         noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
         parts = []
         for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
             times = torch.full((len(chunk),), t, device=self.device)
             x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
-            parts.append(self.posterior.encoder(perturb(self.sde, x_0, times, added), times))
+            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
         return _joined(parts)
 
     def decode(
@@ -194,7 +226,7 @@ class ScoreVAE:
         Raises:
             UserError: latents or x_1 have the wrong shape.
         """
-        _check_latents(z, self.latent)
+        self._check_latents(z)
 
         def score(rows: slice) -> ScoreFn:
             return self.posterior.score(z[rows].to(self.device), guidance=guidance)
@@ -204,10 +236,6 @@ class ScoreVAE:
     def reconstruct(self, images: Images, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
         return self.decode(self.encode(images).mean, guidance=guidance, seed=seed)
-
-    def rate(self, images: Images) -> PerSample:
-        """KL(q(z|x_0, 0) ‖ N(0, I)) of each image, in nats."""
-        return self.encode(images).kl_to_standard_normal()
 
     def sample(self, count: int, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Draw z ~ N(0, I), then x ~ p(x|z)."""
@@ -305,8 +333,8 @@ def _check_same_space(prior: PriorHeader, encoder: EncoderHeader) -> None:
             )
 
 
-class VAE:
-    """The β-VAE as an auto-encoder; the mean of p(x|z) is its image. Results are on the CPU."""
+class VAE(System):
+    """The β-VAE as an auto-encoder; the mean of p(x|z) is its image."""
 
     def __init__(
         self, vae: TrainedVAE, *, device: torch.device | str | None = None, batch: int = 500
@@ -329,15 +357,10 @@ class VAE:
         """
         return cls(load_vae(Path(folder) / "vae.safetensors"), device=device, batch=batch)
 
-    @torch.no_grad()
-    def encode(self, images: Images) -> DiagonalGaussian:
-        """q(z|x) of images in [0, 1].
-
-        Raises:
-            UserError: the images have another shape than the model's, or leave [0, 1].
-        """
-        _check_images(images, self.image_shape)
-        return _encode_clean(self._network.encoder, images, self.batch, self.device)
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, which knows no time."""
+        return self._network.encoder
 
     @torch.no_grad()
     def decode(self, z: Latents, *, seed: int = 0) -> Images:
@@ -347,44 +370,10 @@ class VAE:
             UserError: latents have the wrong shape.
         """
         del seed
-        _check_latents(z, self.latent)
+        self._check_latents(z)
         chunks = z.split(self.batch)
         decoded = [self._network.decoder(chunk.to(self.device)) for chunk in chunks]
         return torch.cat([to_unit_range(x).cpu() for x in decoded])
-
-    def reconstruct(self, images: Images, *, seed: int = 0) -> Images:
-        """Encode to the mean of q(z|x), decode to the mean of p(x|z)."""
-        return self.decode(self.encode(images).mean, seed=seed)
-
-    def rate(self, images: Images) -> PerSample:
-        """KL(q(z|x) ‖ N(0, I)) of each image, in nats."""
-        return self.encode(images).kl_to_standard_normal()
-
-
-def _check_images(images: Images, shape: tuple[int, int, int]) -> None:
-    if len(images) == 0 or images.shape[1:] != shape:
-        raise UserError(
-            f"images have shape {tuple(images.shape)}; give (count, {', '.join(map(str, shape))})"
-        )
-    low, high = images.min().item(), images.max().item()
-    if not (low >= 0 and high <= 1):  # NaN too
-        raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
-
-
-def _check_latents(z: Latents, latent: int) -> None:
-    if z.ndim != 2 or z.shape[1] != latent:
-        raise UserError(f"z has shape {tuple(z.shape)}; give (count, {latent})")
-
-
-def _encode_clean(
-    encoder: Encoder, images: Images, batch: int, device: torch.device
-) -> DiagonalGaussian:
-    """q(z|x_0, 0), batch by batch."""
-    parts = []
-    for chunk in images.split(batch):
-        x_0 = (2 * chunk - 1).to(device)
-        parts.append(encoder(x_0, torch.zeros(len(x_0), device=device)))
-    return _joined(parts)
 
 
 def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
@@ -416,21 +405,12 @@ class SystemRow(NamedTuple):
     published: Mapping[str, Mapping[str, str]]
 
 
-def _load_scorevae(folder: Path, sampling: ProtocolConfig, batch: int) -> System:
-    return ScoreVAE.load(folder, sampling=sampling, batch=batch)
-
-
-def _load_vae(folder: Path, sampling: ProtocolConfig, batch: int) -> System:
-    del sampling  # it draws nothing
-    return VAE.load(folder, batch=batch)
-
-
 # In the order of rows and columns; the first is the one that the others are compared with.
 SYSTEMS = {
     "scorevae": SystemRow(
         "ScoreVAE",
         ("prior.safetensors", "encoder.safetensors"),
-        _load_scorevae,
+        lambda folder, sampling, batch: ScoreVAE.load(folder, sampling=sampling, batch=batch),
         {
             "CIFAR-10": {"l2": "2.634", "paper_lpips": "0.125"},
             "CelebA 64×64": {"l2": "7.322", "paper_lpips": "0.158"},
@@ -439,7 +419,7 @@ SYSTEMS = {
     "vae": SystemRow(
         "VAE",
         ("vae.safetensors",),
-        _load_vae,
+        lambda folder, sampling, batch: VAE.load(folder, batch=batch),
         {
             "CIFAR-10": {"l2": "3.410", "paper_lpips": "0.269"},
             "CelebA 64×64": {"l2": "6.97", "paper_lpips": "0.217"},
