@@ -19,11 +19,13 @@ from oracles import (
 from torch import Tensor
 
 from scorevae.config import SamplingConfig
+from scorevae.randomness import make_generator
 from scorevae.sampling import (
     GRIDS,
     SAMPLERS,
     DPMSolverPP2M,
     ddim,
+    draw_in_batches,
     euler_maruyama,
     generate,
     heun,
@@ -81,7 +83,7 @@ def affine(
     return out[0], out[1] - out[0], (out[2:] - out[0]).square().sum(0)
 
 
-# --- tables ---------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------
 
 
 def test_every_sampler_is_tested_and_can_be_configured() -> None:
@@ -571,3 +573,85 @@ def test_settings_choose_the_grid(sde: SDE, name: str) -> None:
     generate(score, sde, normal((1, 2), 0), settings)
     grids = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
     assert seen == grids[name](sde, 5).tolist()
+
+
+# --- batches ---------------------------------------------------------------------------------
+
+
+class Kept:
+    """Batches by their rows."""
+
+    def __init__(self) -> None:
+        self.batches: dict[tuple[int, int], Tensor] = {}
+
+    def load(self, rows: slice) -> Tensor | None:
+        return self.batches.get((rows.start, rows.stop))
+
+    def save(self, rows: slice, values: Tensor) -> None:
+        self.batches[rows.start, rows.stop] = values
+
+
+Z = normal((7, 2), 3)
+
+
+def in_batches(sde: SDE, **changes) -> Tensor:
+    """Seven draws from p(x|z), a stochastic sampler, at most three at a time."""
+    posterior = standardised(sde).posterior
+    settings = {"device": torch.device("cpu"), "batch": 3, "seed": 5} | changes
+    x_1, sampling = normal((7, 2), 4), settings_of("sde_dpm_solver_pp", 4)
+    return draw_in_batches(lambda rows: posterior.score(Z[rows]), sde, x_1, sampling, **settings)
+
+
+def test_batches_are_generated_from_their_first_row(sde: SDE) -> None:
+    """Catches noise, starts or latents of other rows, and x_1 without its deviation."""
+    parts = []
+    for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
+        generator = make_generator("cpu", 5, "sampler", rows.start)
+        start = sde.terminal_std * normal((7, 2), 4)[rows]
+
+        def noise(x: Tensor, generator=generator) -> Tensor:
+            return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+        score = standardised(sde).posterior.score(Z[rows])
+        settings = settings_of("sde_dpm_solver_pp", 4)
+        parts.append(generate(score, sde, start, settings, noise=noise))
+    assert torch.equal(in_batches(sde), torch.cat(parts))
+
+
+@pytest.mark.parametrize(("batch", "ends"), [(1, [2, 4, 6]), (5, [4, 6]), (6, [6])])
+def test_groups_share_their_noise_and_stay_together(batch: int, ends: list[int]) -> None:
+    """Catches a group torn apart by a batch, or noise shared with the next one.
+
+    Two rows of one x_1 and one z differ by nothing but the sampler's noise.
+    """
+    sde, done = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3), []
+    posterior = standardised(sde).posterior
+    x_0 = draw_in_batches(
+        lambda rows: posterior.score(Z[:1].expand(rows.stop - rows.start, 2)),
+        sde,
+        normal((1, 2), 4).expand(6, 2),
+        settings_of("sde_dpm_solver_pp", 4),
+        device=torch.device("cpu"),
+        batch=batch,
+        seed=5,
+        shared=2,
+        report=done.append,
+    )
+    assert done == ends
+    first, second = x_0.unflatten(0, (3, 2)).unbind(1)
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == 3
+
+
+def test_kept_batches_are_not_drawn_again(sde: SDE) -> None:
+    """Catches work that is repeated, or kept under other rows than it is looked for."""
+    kept, done = Kept(), []
+    x_0 = in_batches(sde, kept=kept, report=done.append)
+    assert done == [3, 6, 7]
+    assert list(kept.batches) == [(0, 3), (3, 6), (6, 7)]
+    assert torch.equal(torch.cat(list(kept.batches.values())), x_0)
+    del kept.batches[3, 6]
+    kept.batches[0, 3] = torch.zeros(3, 2).double()  # would not be drawn
+    again = in_batches(sde, kept=kept, report=done.append)
+    assert torch.equal(again, torch.cat([torch.zeros(3, 2), x_0[3:]]))
+    assert done[3:] == [3, 6, 7]

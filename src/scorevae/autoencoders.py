@@ -6,9 +6,9 @@ knows their names: what compares systems goes through its rows.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -22,12 +22,10 @@ from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encode
 from scorevae.networks.prior import Prior, PriorHeader, load_prior
 from scorevae.networks.vae import TrainedVAE, load_vae
 from scorevae.randomness import make_generator
-from scorevae.sampling import generate
+from scorevae.sampling import KeptBatches, Report, draw_in_batches
 from scorevae.score import Encoder, Posterior, ScoreFn, prior_score
 from scorevae.sde import perturb
 from scorevae.shapes import Groups, Images, Latents, PerSample
-
-Report = Callable[[int], None]
 
 DEFAULT_SAMPLING = SamplingConfig(
     sampler="sde_dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
@@ -89,18 +87,6 @@ class System(ABC):
     def _check_latents(self, z: Latents) -> None:
         if z.ndim != 2 or z.shape[1] != self.latent:
             raise UserError(f"z has shape {tuple(z.shape)}; give (count, {self.latent})")
-
-
-class KeptBatches(Protocol):
-    """Where the finished batches of a long call are kept."""
-
-    def load(self, rows: slice) -> Tensor | None:
-        """The images of these rows, or None."""
-        ...
-
-    def save(self, rows: slice, values: Tensor) -> None:
-        """Keep the images of these rows."""
-        ...
 
 
 def default_device() -> torch.device:
@@ -300,26 +286,19 @@ class ScoreVAE(System):
         x_1 = self._noise(count, seed) if x_1 is None else x_1
         if x_1.shape != (count, *self.image_shape):
             raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {(count, *self.image_shape)}")
-        parts = []
-        for rows in self._slices(count, shared):
-            images = kept.load(rows) if kept is not None else None
-            if images is None:
-                generator = make_generator(self.device, seed, "sampler", rows.start)
-                start = x_1[rows].to(self.device) * self.sde.terminal_std
-                noise = _draws(generator, shared)
-                x_0 = generate(score(rows), self.sde, start, self.sampling, noise=noise)
-                images = to_unit_range(x_0).cpu()
-                if kept is not None:
-                    kept.save(rows, images)
-            parts.append(images)
-            report(rows.stop)
-        return torch.cat(parts)
-
-    def _slices(self, count: int, shared: int) -> Iterator[slice]:
-        """Slices of at most ``batch`` images, in whole groups of ``shared``."""
-        size = max(1, self.batch // shared) * shared
-        for first in range(0, count, size):
-            yield slice(first, min(first + size, count))
+        x_0 = draw_in_batches(
+            score,
+            self.sde,
+            x_1,
+            self.sampling,
+            device=self.device,
+            batch=self.batch,
+            seed=seed,
+            shared=shared,
+            report=report,
+            kept=kept,
+        )
+        return to_unit_range(x_0)
 
 
 def _check_same_space(prior: PriorHeader, encoder: EncoderHeader) -> None:
@@ -382,17 +361,6 @@ def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
         torch.cat([part.mean for part in parts]).cpu(),
         torch.cat([part.log_variance for part in parts]).cpu(),
     )
-
-
-def _draws(generator: torch.Generator, shared: int) -> Callable[[Tensor], Tensor]:
-    """Standard normal noise like its argument, the same for ``shared`` consecutive rows."""
-
-    def noise(x: Tensor) -> Tensor:
-        shape = (len(x) // shared, *x.shape[1:])
-        drawn = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-        return drawn.repeat_interleave(shared, dim=0)
-
-    return noise
 
 
 class SystemRow(NamedTuple):

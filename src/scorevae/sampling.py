@@ -9,7 +9,7 @@ Reverse SDE: dx = [f − g² s] dt + g dw̄ (Song 2020, arXiv 2011.13456, eq. 6;
 σ̄ = σ/α reads dx̄/dσ̄ = ε̂(x, t) for every process here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from scorevae.config import SamplingConfig
+from scorevae.randomness import make_generator
 from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised, score_to_noise
 from scorevae.sde import (
     SDE,
@@ -29,6 +30,7 @@ from scorevae.shapes import (
 )
 
 NoiseFn = Callable[[Tensor], Tensor]
+Report = Callable[[int], None]
 Step = Callable[[ScoreFn, SDE, Data, Times, Times, NoiseFn], Data]
 Grid = Float64[Tensor, " points"]
 
@@ -245,3 +247,76 @@ def generate(
     if times is not None:
         x, t = integrate(score, sde, x_1, times, step=make_step(settings), noise=noise), times[-1]
     return score_to_denoised(sde, score(x, t), x, t)
+
+
+class KeptBatches(Protocol):
+    """Where the finished batches of a long call are kept."""
+
+    def load(self, rows: slice) -> Tensor | None:
+        """The x_0 of these rows, or None."""
+        ...
+
+    def save(self, rows: slice, values: Tensor) -> None:
+        """Keep the x_0 of these rows."""
+        ...
+
+
+def draw_in_batches(
+    score: Callable[[slice], ScoreFn],
+    sde: SDE,
+    x_1: Data,
+    settings: SamplingConfig,
+    *,
+    device: torch.device,
+    batch: int,
+    seed: int,
+    shared: int = 1,
+    report: Report = lambda done: None,
+    kept: KeptBatches | None = None,
+) -> Data:
+    """:func:`generate` for any number of images, some at a time; results are on the CPU.
+
+    The sampler's noise follows from the seed and the first row of a batch.
+
+    Args:
+        score: the score of some rows.
+        sde: the forward process.
+        x_1: standard normal, a start for each image.
+        settings: how images are drawn.
+        device: where the score runs.
+        batch: images drawn together at most, in whole groups of ``shared``.
+        seed: of the sampler's noise.
+        shared: so many consecutive images see the same noise of the sampler.
+        report: called with the number of images done.
+        kept: batches that an interrupted call finished; those of this call are added.
+    """
+    parts = []
+    for rows in _batches(len(x_1), batch, shared):
+        x_0 = kept.load(rows) if kept is not None else None
+        if x_0 is None:
+            noise = _noise(make_generator(device, seed, "sampler", rows.start), shared)
+            start = x_1[rows].to(device) * sde.terminal_std
+            x_0 = generate(score(rows), sde, start, settings, noise=noise).cpu()
+            if kept is not None:
+                kept.save(rows, x_0)
+        parts.append(x_0)
+        report(rows.stop)
+    return torch.cat(parts)
+
+
+def _batches(count: int, batch: int, shared: int) -> Iterator[slice]:
+    """Slices of at most ``batch`` rows, in whole groups of ``shared``."""
+    size = max(1, batch // shared) * shared
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def _noise(generator: torch.Generator, shared: int) -> NoiseFn:
+    """Standard normal noise like its argument, the same for ``shared`` consecutive rows."""
+
+    def noise(x: Tensor) -> Tensor:
+        shape = (len(x) // shared, *x.shape[1:])
+        drawn = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        return drawn.repeat_interleave(shared, dim=0)
+
+    return noise
