@@ -144,7 +144,7 @@ def locate_inception(own: str | None, size: int) -> Path:
 def load_inception(path: Path, device: torch.device | str = "cpu") -> FeatureFn:
     """The 2048 pooled features of torchmetrics' Inception; never random weights.
 
-    AnyImages become bytes, as its weights expect, and grey ones RGB.
+    Images become bytes, as its weights expect, and grey ones RGB.
 
     Raises:
         UserError: the file is not the one that torch-fidelity publishes.
