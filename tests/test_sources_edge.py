@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def settings(**changes: Any) -> DataConfig:
 
 def contents(root: Path) -> dict[str, bytes]:
     """Names and contents, each read while it may be."""
-    return {file.name: file.read() for file in image_files(root)}
+    with TemporaryDirectory() as scratch:
+        return {file.name: file.read() for file in image_files(root, Path(scratch))}
 
 
 # Archives
@@ -79,8 +81,19 @@ def test_hard_link_to_nothing(tmp_path: Path) -> None:
     assert contents(path) == {}
     with tarfile.open(path, "a") as archive:
         add(archive, "1.png", link="gone.png")
-    with pytest.raises(UserError, match=r"set\.tar: .*'1\.png' is a link to 'gone\.png'"):
+    with pytest.raises(UserError, match=r"set\.tar: damaged .*'gone\.png' not found"):
         contents(path)
+
+
+def test_hard_link_to_the_outside(tmp_path: Path) -> None:
+    """Catches a file of this machine among the images because an archive names it."""
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    for number, target in enumerate(("../../secret.png", str(tmp_path / "secret.png"))):
+        path = tmp_path / f"{number}.tar"
+        with tarfile.open(path, "w") as archive:
+            add(archive, "1.png", link=target)
+        with pytest.raises(UserError, match=rf"{number}\.tar: damaged .*"):
+            contents(path)
 
 
 # Folders
@@ -108,8 +121,8 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / name / "1.png").write_bytes(b"1")
     scandir = os.scandir
 
-    def denied(path: str | Path) -> Iterator[os.DirEntry]:
-        if Path(path).name == "closed":
+    def denied(path: str | Path | int) -> Iterator[os.DirEntry]:
+        if Path(str(path)).name == "closed":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,8 +222,8 @@ def test_file_system_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for kind in ("zip", "gztar"):
         archive = shutil.make_archive(str(tmp_path / "packed"), kind, root)
         assert prepared(Path(archive), tmp_path / "out") == expected
-    files = list(folder.image_files(root))
-    monkeypatch.setattr(folder, "image_files", lambda root: iter(files[::-1]))
+    files = list(folder.image_files(root, tmp_path))
+    monkeypatch.setattr(folder, "image_files", lambda *_: iter(files[::-1]))
     assert prepared(root, tmp_path / "out") == expected
 
 
@@ -346,7 +347,42 @@ def test_truncated_archive(tmp_path: Path) -> None:
         prepared(archive, tmp_path / "out")
 
 
+def test_damaged_member_counts(tmp_path: Path) -> None:
+    """Catches an image of a zip whose checksum is wrong lost, or taken as it is."""
+    picture = b"P5 8 8 255\n" + bytes(64)  # a format without a checksum of its own
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("0.ppm", picture + bytes(200_000))  # what is read is whole, the end lost
+        for i in range(1, 100):
+            archive.writestr(f"{i}.ppm", picture)
+    data = bytearray((tmp_path / "set.zip").read_bytes())
+    data[data.index(b"P5 8 8 255\n") + 20] = 1
+    (tmp_path / "set.zip").write_bytes(data)
+    prepare(settings(tmp_path / "set.zip"), tmp_path / "out")
+    assert meta(tmp_path / "out")["skipped"] == 1
+    assert sum(meta(tmp_path / "out")["images"].values()) == 99
+
+
 # Memory and disk
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_full_disk_is_no_damage(tmp_path: Path, kind: str) -> None:
+    """Catches an archive called damaged because there is no space to unpack it."""
+    root = grow(tmp_path / "large", ["1.bmp"])
+    (root / "1.bmp").write_bytes(np.random.default_rng(0).bytes(100_000))
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), kind, root))
+    with disk_of(50_000), pytest.raises(UserError, match=r"out: cannot be written .*free some"):
+        prepare(settings(archive), tmp_path / "data" / "out")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_archive_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Catches unpacked files in the prepared data set."""
+    root = grow(tmp_path / "pets", PETS)
+    prepared(root, tmp_path / "direct")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
+    prepared(archive, tmp_path / "out")
+    assert sorted(listing(tmp_path / "out")) == sorted(listing(tmp_path / "direct"))
 
 
 def test_memory_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

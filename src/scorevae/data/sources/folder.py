@@ -79,7 +79,7 @@ def _read(root: Path, settings: DataConfig, writer: DatasetWriter) -> Tree:
         array_writer(scratch, np.uint8, writer.row_shape) as rows,
         progress("images", 0, None) as report,
     ):
-        for file in image_files(root):
+        for file in image_files(root, writer.folder):
             try:
                 rows.append(decode(file.read(), settings.image)[None])
                 names.append(file.name)

@@ -1,64 +1,58 @@
-"""Image files in folders and archives, read one at a time and never unpacked to disk.
+"""Image files in folders and in archives, which are unpacked one after the other for a moment."""
 
-Nothing is written under a name that an archive chose, so that no archive can reach outside; a
-name that tries is refused all the same.
-"""
-
-import bz2
-import gzip
 import lzma
 import os
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, NoReturn, Protocol
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, NoReturn, Self
 
 from scorevae.data.sources.pixels import SUFFIXES, BadImage
 from scorevae.errors import UserError
+from scorevae.runtime.files import is_disk_full
 
 MAX_FILE_BYTES = 2**28  # of one image file; a larger member is a bomb or no image
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
 ARCHIVES = (".zip", *TARS)
-OPENERS: dict[str, Callable[..., Any]] = {
-    ".tar": open,
-    ".gz": gzip.open,
-    ".tgz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
 
-# What the libraries raise on archives that are cut short or altered.
+# What the libraries raise on archives that are cut short or altered; KeyError: a link to nothing.
 DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
     EOFError,
+    KeyError,
     OSError,
 )
 
 
-class Readable(Protocol):
-    """An open file of bytes."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes."""
-        ...
-
-
 class ImageFile(NamedTuple):
-    """One image file; ``read`` is valid until the next one is asked for."""
+    """One image file, which is there until the next one is asked for."""
 
     name: str  # path under the root, with forward slashes; an archive counts as a folder
-    read: Callable[[], bytes]
+    path: Path
+
+    def read(self) -> bytes:
+        """Its content.
+
+        Raises:
+            BadImage: it is too large or cannot be read.
+        """
+        try:
+            if self.path.stat().st_size > MAX_FILE_BYTES:
+                raise BadImage(f"larger than {MAX_FILE_BYTES} bytes")
+            return self.path.read_bytes()
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from None
 
 
-def image_files(root: Path) -> Iterator[ImageFile]:
-    """Every image under a folder or in an archive.
+def image_files(root: Path, scratch: Path) -> Iterator[ImageFile]:
+    """Every image under a folder or in an archive, whose images are unpacked into ``scratch``.
 
     Archives inside a folder are read only where the folder itself holds no image, so that an
     archive beside its unpacked content does not count twice.
@@ -66,21 +60,19 @@ def image_files(root: Path) -> Iterator[ImageFile]:
     Raises:
         UserError: a folder cannot be read; an archive is damaged, incomplete, encrypted, names a
             path outside of itself, or holds a file beyond MAX_FILE_BYTES.
+        OSError: the disk under ``scratch`` is full.
     """
     if not root.is_dir():
-        yield from _archive(root)
+        yield from _archived(root, scratch, "")
         return
     files = list(_files(root))
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     for path in pictures:
-        yield ImageFile(path.relative_to(root).as_posix(), _reader(path))
-    if not pictures:
-        for path in files:
-            if path.name.lower().endswith(ARCHIVES):
-                prefix = path.relative_to(root).as_posix()
-                prefix = prefix[: -len(next(e for e in ARCHIVES if prefix.lower().endswith(e)))]
-                for name, read in _archive(path):
-                    yield ImageFile(f"{prefix}/{name}", read)
+        yield ImageFile(path.relative_to(root).as_posix(), path)
+    for path in files if not pictures else []:
+        if ending := _ending(path):
+            name = path.relative_to(root).as_posix()[: -len(ending)]
+            yield from _archived(path, scratch, f"{name}/")
 
 
 def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -113,114 +105,76 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (folder / name for name in names if not name.startswith("."))
 
 
-def _reader(path: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
+def _ending(path: Path) -> str:
+    """By which of ARCHIVES a file counts as one."""
+    return next((ending for ending in ARCHIVES if path.name.lower().endswith(ending)), "")
+
+
+def _archived(path: Path, scratch: Path, prefix: str) -> Iterator[ImageFile]:
+    with TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise BadImage(f"larger than {MAX_FILE_BYTES} bytes")
-            return path.read_bytes()
-        except OSError as error:
-            raise BadImage(error.strerror or str(error)) from None
-
-    return read
-
-
-def _archive(path: Path) -> Iterator[ImageFile]:
-    try:
-        if path.name.lower().endswith(TARS):  # first: a tar may end with a zip
-            yield from _tar_members(path)
-        elif zipfile.is_zipfile(path):
-            yield from _zip_members(path)
-        else:
+            if _ending(path) in TARS:  # first: a tar may end with a zip
+                _untar(path, folder)
+            elif zipfile.is_zipfile(path):
+                _unzip(path, folder)
+            else:
+                raise UserError(
+                    f"{path}: neither a folder nor a whole archive ({', '.join(ARCHIVES)}); name "
+                    "one in data.root, or fetch the archive again"
+                )
+        except DAMAGE as error:
+            _raise_if_full(error)
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{path}: neither a folder nor a whole archive ({', '.join(ARCHIVES)}); name one "
-                "in data.root, or fetch the archive again"
-            )
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+                f"{path}: damaged or incomplete archive ({reason}); fetch it again"
+            ) from None
+        for file in _files(folder):
+            yield ImageFile(f"{prefix}{file.relative_to(folder).as_posix()}", file)
 
 
-def _damaged(path: Path, error: Exception | str) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{path}: damaged or incomplete archive ({reason}); fetch it again")
+def _raise_if_full(error: Exception) -> None:
+    if isinstance(error, OSError) and is_disk_full(error):
+        raise error
 
 
-def _zip_members(path: Path) -> Iterator[ImageFile]:
+def _unzip(path: Path, folder: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        for info in sorted(archive.infolist(), key=lambda info: info.filename):
-            if _wanted(path, info.filename, info.file_size) and not info.is_dir():
-                if info.flag_bits & 1:
-                    raise UserError(f"{path}: {info.filename!r} is encrypted; unpack it yourself")
-                yield ImageFile(info.filename, partial(_read_zipped, archive, info))
+        for info in archive.infolist():
+            if info.is_dir() or not _wanted(path, info.filename, info.file_size):
+                continue
+            if info.flag_bits & 1:
+                raise UserError(f"{path}: {info.filename!r} is encrypted; unpack it yourself")
+            try:
+                archive.extract(info, folder)
+            except (*DAMAGE, NotImplementedError) as error:
+                _raise_if_full(error)
+                (folder / info.filename).write_bytes(b"")  # a bad image; the others are good
 
 
-def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A damaged member of a zip is a bad image: the others can still be read."""
-    try:
-        with archive.open(info) as file:
-            return _bounded(file)
-    except (*DAMAGE, NotImplementedError) as error:
-        raise BadImage(str(error)) from None
+class _Header(tarfile.TarInfo):
+    """tarfile takes whatever is no header for the end; the real one is a block of zeros."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError:
+            if buf == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError("it does not end as a tar does") from None
 
 
-def _tar_members(path: Path) -> Iterator[ImageFile]:
-    """Members in their order; hard links, images too, are read from where their target lies."""
-    opener = OPENERS[path.suffix.lower()]
-    places: dict[str, tuple[int, int]] = {}  # offset and size of every file
-    with opener(path, "rb") as file:
-        stream = _Watched(file)
-        with tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
-            while (member := archive.next()) is not None:
-                name = member.name.removeprefix("./")
-                wanted = _wanted(path, member.name, member.size)
-                if member.islnk():
-                    _follow(member, places)
-                if member.isreg():
-                    places[name] = (member.offset_data, member.size)
-                    if wanted:
-                        yield ImageFile(name, partial(_read_tarred, path, archive, member))
-                elif member.islnk() and wanted:
-                    reason = f"{name!r} is a link to {member.linkname!r}, which is not before it"
-                    raise _damaged(path, reason)
-                # tarfile remembers every header; this loop never looks back.
-                archive.members.clear()
-        # tarfile takes whatever is no header for the end. The real one is a block of zeros.
-        if stream.last != bytes(tarfile.BLOCKSIZE):
-            raise _damaged(path, "it does not end as a tar does")
-        while file.read(2**20):  # a compressed stream states its checksum behind its end
+def _untar(path: Path, folder: Path) -> None:
+    """Regular files and hard links, which have a target in the tar; symbolic links are none."""
+    mode = f"r:{TARS[_ending(path)]}"
+    with tarfile.open(path, mode, tarinfo=_Header, errorlevel=2) as archive:  # type: ignore[call-overload]
+        for member in archive:
+            wanted = _wanted(path, member.name, member.size)
+            if wanted and (member.isreg() or member.islnk()):
+                archive.extract(member, folder, set_attrs=False, filter="data")
+        while archive.fileobj.read(2**20):  # a compressed stream states its checksum at its end
             pass
-
-
-def _follow(link: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> None:
-    """Make a hard link the file that it names; a tar holds that one before it."""
-    place = places.get(link.linkname.removeprefix("./"))
-    if place is not None:
-        link.type = tarfile.REGTYPE
-        link.offset_data, link.size = place
-
-
-def _read_tarred(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Damage in a tar's stream is damage of all that follows."""
-    file = archive.extractfile(member)
-    assert file is not None
-    try:
-        return _bounded(file)
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
-
-
-class _Watched:
-    """A file for tarfile that remembers what was read last."""
-
-    def __init__(self, file: Any) -> None:  # noqa: ANN401 (each decompressor has its own type)
-        self.seek, self.tell = file.seek, file.tell
-        self._file = file
-        self.last = b""
-
-    def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes."""
-        self.last = self._file.read(size)
-        return self.last
 
 
 def _wanted(path: Path, name: str, size: int) -> bool:
@@ -240,11 +194,3 @@ def _wanted(path: Path, name: str, size: int) -> bool:
             f"{MAX_FILE_BYTES} of any image; remove it from the archive"
         )
     return True
-
-
-def _bounded(file: Readable) -> bytes:
-    """Read a member whose header may understate its size."""
-    data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise BadImage(f"unpacks to more than {MAX_FILE_BYTES} bytes")
-    return data
