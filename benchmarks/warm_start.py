@@ -23,7 +23,7 @@ from scorevae.config import TrainingConfig
 from scorevae.data.batches import batches
 from scorevae.evaluation.figures import save
 from scorevae.evaluation.metrics import l2_distances
-from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, build_encoder, copy_trunk
+from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.objectives import EncoderObjective, Objective, WarmStartObjective
@@ -60,12 +60,11 @@ class Experiment:
     def build(self) -> nn.Module:
         """A fresh encoder, the same for both curves."""
         with global_seed(self.trained.config.seed, "benchmark"):
-            header = self.header
-            return build_encoder(header.network, header.image, header.latent, self.prior.sde)
+            return self.header.build()
 
     def l2(self, network: nn.Module) -> float:
         """Test L2 with the sampler of params.yaml."""
-        encoder = TrainedEncoder(network, self.prior.sde, self.header)
+        encoder = TrainedEncoder(network, self.header)
         config = self.trained.config
         model = ScoreVAE(self.prior, encoder, device="cpu", sampling=config.sampling)
         images = model.reconstruct(self.trained.originals, guidance=config.reconstruct.guidance)

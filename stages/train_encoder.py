@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.networks.encoder import EncoderHeader, build_encoder, copy_trunk
+from scorevae.networks.encoder import EncoderHeader, copy_trunk
 from scorevae.networks.prior import load_prior
 from scorevae.networks.vae import load_vae
 from scorevae.networks.weights import check_header
@@ -37,6 +37,10 @@ def main(
     sde, warm = prior.sde, settings.warm_start
     check_header(prior_path, prior.header, sde=config.sde, image=image)
     check_header(vae_path, vae.header, image=image, latent=latent, network=network)
+    form = config.objective.log_determinant
+    header = EncoderHeader(
+        image=image, sde=config.sde, latent=latent, network=network, log_determinant=form
+    )
     with training_stage("train_encoder", config, data, curve, [prior_path, vae_path]) as run:
         score = prior_score(prior.network.to(run.device), sde)
         teacher = vae.network.encoder.to(run.device)
@@ -44,17 +48,13 @@ def main(
         objective = EncoderObjective(
             config.objective, sde=sde, prior=score, beta=config.beta, latent=latent
         )
-        encoder = run.build(lambda: build_encoder(network, image, latent, sde))
+        encoder = run.build(header.build)
         determines = (config.beta, config.sde, config.objective, float(latent), settings)
         with run.state(determines, [data, prior_path, vae_path]):
             if warm.training.steps > 0:
                 copy_trunk(teacher, encoder)
                 encoder = run.fit(encoder, regression, warm.training, "warm_start")
             trained = run.fit(encoder, objective, settings.training, "objective")
-            form = config.objective.log_determinant
-            header = EncoderHeader(
-                image=image, sde=config.sde, latent=latent, network=network, log_determinant=form
-            )
             run.save(output, trained, header)
 
 

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.networks.prior import PriorHeader, PriorUNet
+from scorevae.networks.prior import PriorHeader
 from scorevae.objectives import PriorObjective
 from scorevae.sde import build_sde
 from scorevae.training.stage import training_stage
@@ -25,13 +25,12 @@ def main(params: Path, data: Path, output: Path, curve: Path) -> None:
     """Train the prior."""
     config = load_config(params)
     image, prior = config.selected.data.image, config.selected.prior
-    sde = build_sde(config.sde)
-    objective = PriorObjective(sde=sde, time=prior.time)
+    header = PriorHeader(image=image, sde=config.sde, network=prior.network)
+    objective = PriorObjective(sde=build_sde(config.sde), time=prior.time)
     with training_stage("train_prior", config, data, curve, reads=[]) as run:
-        network = run.build(lambda: PriorUNet(image, prior.network, sde))
+        network = run.build(header.build)
         with run.state([config.sde, prior], [data]):
             trained = run.fit(network, objective, prior.training, "prior")
-            header = PriorHeader(image=image, sde=config.sde, network=prior.network)
             run.save(output, trained, header)
 
 

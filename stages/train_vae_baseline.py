@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
-from scorevae.networks.vae import VAE, VAEHeader
+from scorevae.networks.vae import VAEHeader
 from scorevae.objectives import VAEObjective
 from scorevae.training.stage import training_stage
 
@@ -25,12 +25,12 @@ def main(params: Path, data: Path, output: Path, curve: Path) -> None:
     config = load_config(params)
     preset = config.selected
     image, latent, network = preset.data.image, preset.latent, preset.encoder.network
+    header = VAEHeader(image=image, latent=latent, network=network)
     objective = VAEObjective(latent=latent, beta=config.beta, error=preset.vae.error)
     with training_stage("train_vae_baseline", config, data, curve, reads=[]) as run:
-        vae = run.build(lambda: VAE(network, image, latent))
+        vae = run.build(header.build)
         with run.state([config.beta, float(latent), network, preset.vae], [data]):
             trained = run.fit(vae, objective, preset.vae.training, "vae")
-            header = VAEHeader(image=image, latent=latent, network=network)
             run.save(output, trained, header)
 
 

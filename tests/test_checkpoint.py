@@ -12,10 +12,12 @@ from torch import nn
 
 from scorevae.config import Config
 from scorevae.errors import UserError
-from scorevae.networks.encoder import EncoderHeader, load_encoder
-from scorevae.networks.prior import PriorHeader, load_prior
-from scorevae.networks.vae import VAEHeader, load_vae
+from scorevae.networks.encoder import EncoderHeader, build_encoder, load_encoder
+from scorevae.networks.prior import PriorHeader, PriorUNet, load_prior
+from scorevae.networks.vae import VAE, VAEHeader, load_vae
 from scorevae.networks.weights import check_header, read_header, save_weights
+from scorevae.randomness import global_seed
+from scorevae.sde import build_sde
 
 CONV = {"presets.digits.encoder.network.kind": "conv"}
 WRITERS = {"prior": write_prior, "encoder": write_encoder, "vae": write_vae}
@@ -68,6 +70,38 @@ def test_vae_survives(tmp_path: Path, changes: dict[str, object]) -> None:
     assert all(map(torch.equal, posterior, expected))
     assert torch.equal(loaded.decoder(expected.mean), network.decoder(expected.mean))
     assert_frozen(loaded)
+
+
+def constructed(kind: str, config: Config) -> nn.Module:
+    """The network as its class makes it of the parameters."""
+    preset, sde = config.selected, build_sde(config.sde)
+    image, latent, settings = preset.data.image, preset.latent, preset.encoder.network
+    match kind:
+        case "prior":
+            return PriorUNet(image, preset.prior.network, sde)
+        case "encoder":
+            return build_encoder(settings, image, latent, sde)
+        case _:
+            return VAE(settings, image, latent)
+
+
+@pytest.mark.parametrize("changes", [{}, CONV, {"sde.kind": "ve"}])
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_builds_its_network(tmp_path: Path, kind: str, changes: dict) -> None:
+    """Catches layers made in another order, whose first weights would not be the seed's."""
+    config = tiny_config(**changes)
+    WRITERS[kind](tmp_path / "w", config)
+    header = read_header(tmp_path / "w", HEADERS[kind])
+    with global_seed(1, "weights"):
+        built = header.build()
+    with global_seed(1, "weights"):
+        expected = constructed(kind, config)
+    assert list(built.state_dict()) == list(expected.state_dict())
+    assert str(built) == str(expected)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(built.state_dict()[name], weight), name
+    processes = {module.sde for module in built.modules() if hasattr(module, "sde")}
+    assert processes == (set() if kind == "vae" else {build_sde(config.sde)})
 
 
 @pytest.mark.parametrize("wanted", LOADERS)

@@ -316,12 +316,15 @@ class EncoderHeader(Header):
     network: EncoderNetworkConfig
     log_determinant: Literal["full", "dropped"]
 
+    def build(self) -> nn.Module:
+        """The network, untrained."""
+        return build_encoder(self.network, self.image, self.latent, build_sde(self.sde))
+
 
 class TrainedEncoder(NamedTuple):
     """A loaded time-dependent encoder."""
 
     network: nn.Module
-    sde: SDE
     header: EncoderHeader
 
 
@@ -332,7 +335,4 @@ def load_encoder(path: Path) -> TrainedEncoder:
         UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
     """
     header = read_header(path, EncoderHeader)
-    sde = build_sde(header.sde)
-    network = build_encoder(header.network, header.image, header.latent, sde)
-    load_weights(path, network)
-    return TrainedEncoder(network, sde, header)
+    return TrainedEncoder(load_weights(path, header.build()), header)

@@ -73,13 +73,21 @@ class PriorHeader(Header):
     sde: SDEConfig
     network: UNetConfig
 
+    def build(self) -> PriorUNet:
+        """The network, untrained."""
+        return PriorUNet(self.image, self.network, build_sde(self.sde))
+
 
 class Prior(NamedTuple):
     """A loaded prior."""
 
     network: PriorUNet
-    sde: SDE
     header: PriorHeader
+
+    @property
+    def sde(self) -> SDE:
+        """The process that it was trained under."""
+        return build_sde(self.header.sde)
 
 
 def load_prior(path: Path) -> Prior:
@@ -89,7 +97,4 @@ def load_prior(path: Path) -> Prior:
         UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
     """
     header = read_header(path, PriorHeader)
-    sde = build_sde(header.sde)
-    network = PriorUNet(header.image, header.network, sde)
-    load_weights(path, network)
-    return Prior(network, sde, header)
+    return Prior(load_weights(path, header.build()), header)

@@ -103,6 +103,10 @@ class VAEHeader(Header):
     latent: int
     network: EncoderNetworkConfig
 
+    def build(self) -> VAE:
+        """The network, untrained."""
+        return VAE(self.network, self.image, self.latent)
+
 
 class TrainedVAE(NamedTuple):
     """A loaded VAE."""
@@ -118,6 +122,4 @@ def load_vae(path: Path) -> TrainedVAE:
         UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
     """
     header = read_header(path, VAEHeader)
-    network = VAE(header.network, header.image, header.latent)
-    load_weights(path, network)
-    return TrainedVAE(network, header)
+    return TrainedVAE(load_weights(path, header.build()), header)

@@ -17,7 +17,7 @@ DATA_RANGE = "[-1, 1]"  # the images that a network reads
 
 
 class Header(Section):
-    """What a weights file says of itself. Each network adds what it takes to build it again."""
+    """What a weights file says of itself. Each network adds what ``build`` takes to build it."""
 
     kind: str
     format: int = FORMAT
@@ -25,6 +25,7 @@ class Header(Section):
 
 
 AnyHeader = TypeVar("AnyHeader", bound=Header)
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 
 
 def save_weights(path: Path, network: nn.Module, header: Header) -> None:
@@ -83,7 +84,7 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
     return header
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
+def load_weights(path: Path, network: AnyNetwork) -> AnyNetwork:
     """Fill a network built from the file's header; freeze it, in evaluation mode, on the CPU.
 
     Raises:
@@ -96,7 +97,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
         raise UserError(
             f"{path}: the weights do not fit the header ({first}); write the file again"
         ) from None
-    network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 def check_header(path: Path, header: Header, **expected: Section | int) -> None:
