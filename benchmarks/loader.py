@@ -20,10 +20,7 @@ from common import ROOT
 from scorevae.autoencoders import default_device
 from scorevae.config import PresetConfig, load_config
 from scorevae.data.arrays import load_split
-from scorevae.data.batches import (
-    Batches,
-    batches,
-)
+from scorevae.data.batches import Batches, batches
 from scorevae.data.sources.writer import DatasetWriter
 from scorevae.networks.prior import PriorUNet
 from scorevae.objectives import PriorObjective

@@ -117,10 +117,7 @@ def vae_seconds() -> float:
         return max(float(row["seconds"]) for row in csv.DictReader(file))
 
 
-RECIPES = {
-    "without": "the paper's objective alone",
-    "with": "VAE, warm start, objective",
-}
+RECIPES = {"without": "the paper's objective alone", "with": "VAE, warm start, objective"}
 Curves = dict[str, list[Point]]
 
 

@@ -246,11 +246,7 @@ class ScoreVAE(System):
         return self.decode_groups(z, guidance=guidance, seed=seed)
 
     def decode_groups(
-        self,
-        z: Float[Tensor, "group member latent"],
-        *,
-        guidance: float = 1.0,
-        seed: int = 0,
+        self, z: Float[Tensor, "group member latent"], *, guidance: float = 1.0, seed: int = 0
     ) -> Groups:
         """Draw one image for each latent, all members of a group from the same noise.
 

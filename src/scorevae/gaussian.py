@@ -21,10 +21,7 @@ class DiagonalGaussian(NamedTuple):
     def sample(self, generator: torch.Generator | None = None) -> Latents:
         """:meth:`at` noise that is drawn here."""
         noise = torch.randn(
-            self.mean.shape,
-            generator=generator,
-            device=self.mean.device,
-            dtype=self.mean.dtype,
+            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
         )
         return self.at(noise)
 

@@ -20,12 +20,7 @@ from torch import Tensor, nn
 from scorevae.config import ObjectiveConfig, TimeDistribution, WarmStartConfig
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.score import Encoder, ScoreFn, latent_score
-from scorevae.sde import (
-    SDE,
-    log_snr_range,
-    over,
-    perturb,
-)
+from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Latents, PerSample
 
 Losses = dict[str, PerSample]

@@ -20,14 +20,8 @@ from torch import Tensor
 from scorevae.config import SamplingConfig
 from scorevae.randomness import make_generator
 from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised, score_to_noise
-from scorevae.sde import (
-    SDE,
-    log_snr_range,
-)
-from scorevae.shapes import (
-    Data,
-    Times,
-)
+from scorevae.sde import SDE, log_snr_range
+from scorevae.shapes import Data, Times
 
 NoiseFn = Callable[[Tensor], Tensor]
 Report = Callable[[int], None]

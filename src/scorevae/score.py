@@ -13,15 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.sde import (
-    SDE,
-    over,
-)
-from scorevae.shapes import (
-    Data,
-    Latents,
-    Times,
-)
+from scorevae.sde import SDE, over
+from scorevae.shapes import Data, Latents, Times
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 

@@ -18,13 +18,7 @@ import click
 from scorevae.commands.dvc_lock import check_parameters
 from scorevae.config import Config, PresetConfig, flatten, load_config
 from scorevae.errors import UserError
-from scorevae.runtime.runs import (
-    Execution,
-    Point,
-    load_mlflow,
-    one_line,
-    server_errors,
-)
+from scorevae.runtime.runs import Execution, Point, load_mlflow, one_line, server_errors
 from scorevae.runtime.tracking import FIGURES
 
 if TYPE_CHECKING:

@@ -32,16 +32,8 @@ from torch import Tensor
 from scorevae.errors import UserError
 from scorevae.randomness import make_generator
 from scorevae.score import Posterior, ScoreFn
-from scorevae.sde import (
-    SDE,
-    log_snr_range,
-    over,
-    perturb,
-)
-from scorevae.shapes import (
-    Data,
-    Times,
-)
+from scorevae.sde import SDE, log_snr_range, over, perturb
+from scorevae.shapes import Data, Times
 
 GREY_STEP = 2 / 255  # between neighbouring grey values of images in [−1, 1]
 

@@ -17,11 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from scorevae.data.arrays import (
-    Split,
-    to_tensor,
-    to_unit_range,
-)
+from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable
 from scorevae.randomness import derive_seed, global_seed
 from scorevae.runtime.published import check_digest, kept_or_downloaded, own_file, weights_file

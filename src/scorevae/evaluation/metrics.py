@@ -6,11 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d
 
-from scorevae.data.arrays import (
-    Split,
-    to_tensor,
-    to_unit_range,
-)
+from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.randomness import derive_seed

@@ -23,10 +23,7 @@ from scorevae.errors import UserError
 from scorevae.evaluation.bound import GREY_STEP, SMALLEST_NOISE, Estimate, Nats, estimate, extended
 from scorevae.randomness import make_generator
 from scorevae.score import ScoreFn
-from scorevae.sde import (
-    SDE,
-    log_snr_range,
-)
+from scorevae.sde import SDE, log_snr_range
 from scorevae.shapes import Data
 
 Report = Callable[[int], None]
@@ -160,13 +157,7 @@ def ode_log_density(
 
 
 def flow_to_noise(
-    x: Data,
-    *,
-    sde: SDE,
-    score: ScoreFn,
-    probes: Sequence[Data],
-    tolerance: float,
-    start: float,
+    x: Data, *, sde: SDE, score: ScoreFn, probes: Sequence[Data], tolerance: float, start: float
 ) -> Flow:
     """Carry x from λ = ``start`` to λ(1) by adaptive RK45 (Dormand–Prince, scipy).
 

@@ -19,10 +19,7 @@ from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.time import TimeEmbedding, signal_share, unit_scale
 from scorevae.networks.weights import Header, load_weights, read_header
-from scorevae.sde import (
-    SDE,
-    build_sde,
-)
+from scorevae.sde import SDE, build_sde
 from scorevae.shapes import Images, Times
 
 # e^{−log-variance} enters the second derivative squared: unbounded, one bad step ends training.
@@ -178,12 +175,7 @@ class SelfAttention(nn.Module):
 
 
 def residual_level(
-    before: int,
-    after: int,
-    settings: EncoderNetworkConfig,
-    *,
-    side: int,
-    time_width: int | None,
+    before: int, after: int, settings: EncoderNetworkConfig, *, side: int, time_width: int | None
 ) -> list[nn.Module]:
     """The blocks of one level, each followed by attention where ``side`` asks for it."""
     layers: list[nn.Module] = []

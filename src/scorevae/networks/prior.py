@@ -11,11 +11,7 @@ from scorevae.config import ImageConfig, SDEConfig, UNetConfig
 from scorevae.errors import UserError
 from scorevae.networks.time import noise_level, unit_scale
 from scorevae.networks.weights import Header, load_weights, read_header
-from scorevae.sde import (
-    SDE,
-    build_sde,
-    over,
-)
+from scorevae.sde import SDE, build_sde, over
 from scorevae.shapes import Images, Times
 
 

@@ -6,15 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scorevae.sde import (
-    SDE,
-    log_snr_range,
-    over,
-)
-from scorevae.shapes import (
-    Data,
-    Times,
-)
+from scorevae.sde import SDE, log_snr_range, over
+from scorevae.shapes import Data, Times
 
 
 def noise_level(sde: SDE, t: Times) -> Times:

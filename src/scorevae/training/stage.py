@@ -12,10 +12,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from scorevae.config import Config, TrainingConfig
-from scorevae.data.arrays import (
-    load_split,
-    to_tensor,
-)
+from scorevae.data.arrays import load_split, to_tensor
 from scorevae.data.batches import batches
 from scorevae.networks.weights import Header, save_weights
 from scorevae.objectives import Objective

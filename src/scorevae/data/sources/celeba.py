@@ -13,18 +13,12 @@ from torchvision.datasets.utils import check_integrity, download_file_from_googl
 
 from scorevae.config import DataConfig
 from scorevae.data.arrays import SplitName
-from scorevae.data.sources.official import (
-    find,
-    find_checked,
-)
+from scorevae.data.sources.official import find, find_checked
 from scorevae.data.sources.pixels import BadImage, decode
 from scorevae.data.sources.writer import CHUNK, DatasetWriter, Origin
 from scorevae.errors import UserError
 from scorevae.runtime.progress import progress
-from scorevae.runtime.published import (
-    downloads_folder,
-    fetch,
-)
+from scorevae.runtime.published import downloads_folder, fetch
 
 CROP = 140  # of the aligned 178×218 pixels; the standard 64×64 set is this, then resized
 
@@ -49,11 +43,7 @@ class Lists(NamedTuple):
 
 
 def read_celeba(
-    settings: DataConfig,
-    root: Path | None,
-    writer: DatasetWriter,
-    *,
-    md5: dict[str, str] = MD5,
+    settings: DataConfig, root: Path | None, writer: DatasetWriter, *, md5: dict[str, str] = MD5
 ) -> Origin:
     """CelebA (Liu et al. 2015): 162,770 training and 19,962 test faces, one at a time.
 

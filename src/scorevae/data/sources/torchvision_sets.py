@@ -11,19 +11,11 @@ from torchvision.datasets.utils import check_integrity, download_url
 from scorevae.config import DataConfig
 from scorevae.data.arrays import SplitName
 from scorevae.data.sources.folder import read_folder
-from scorevae.data.sources.official import (
-    check_md5,
-    find,
-    find_checked,
-)
+from scorevae.data.sources.official import check_md5, find, find_checked
 from scorevae.data.sources.writer import SPLITS, DatasetWriter, Origin
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed
-from scorevae.runtime.published import (
-    attempt,
-    downloads_folder,
-    fetch,
-)
+from scorevae.runtime.published import attempt, downloads_folder, fetch
 
 
 def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:

@@ -69,8 +69,7 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
         judge("lpips", lambda: lpips.load_lpips(trunks, net).to(device)),
         judge("paper_lpips", lambda: lpips.load_lpips(trunks, lpips.PAPER_NET).to(device)),
         judge(
-            "class_agreement",
-            lambda: metrics.train_classifier(subject.train, limit, config.seed),
+            "class_agreement", lambda: metrics.train_classifier(subject.train, limit, config.seed)
         ),
     )
     return judges, reasons

@@ -85,12 +85,7 @@ def draw(originals: Images, drawn: Groups, spread: Spread) -> Figure:
     """Each original, K draws for its z, their mean and their standard deviation."""
     # One pixel that varies by far the most would leave all others black.
     brightest = max(float(np.quantile(spread.std.numpy(), 0.99)), 1e-6)
-    columns: list[Images] = [
-        originals,
-        *drawn.unbind(dim=1),
-        spread.mean,
-        spread.std / brightest,
-    ]
+    columns: list[Images] = [originals, *drawn.unbind(dim=1), spread.mean, spread.std / brightest]
     rows = [("", torch.stack(row)) for row in zip(*columns, strict=True)]
     scale = f"standard deviation: white is {brightest:.2g} or more"
     figure = image_rows(rows, f"several draws for one z; {scale}")

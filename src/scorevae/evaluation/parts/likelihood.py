@@ -43,10 +43,7 @@ def compute(subject: Subject) -> Found:
             seed=seed,
             tolerance=ODE_TOLERANCE,
         ).bits_per_dimension()
-        numbers[PRIOR] |= {
-            "ode_bits_per_dim": ode.mean,
-            "ode_bits_per_dim_error": ode.image_error,
-        }
+        numbers[PRIOR] |= {"ode_bits_per_dim": ode.mean, "ode_bits_per_dim_error": ode.image_error}
     columns = zip(
         bounds.prior.integrand.log_snr.tolist(),
         bounds.prior.integrand.mean.tolist(),

@@ -90,12 +90,7 @@ def shuffled_z(originals: Images, own: Images, shuffled: Images) -> ShuffledZ:
 
 def draw(originals: Images, own: Images, other: Images, donors: Images) -> Figure:
     """Each original, its reconstruction, that from another's z with the same noise, the other."""
-    rows = [
-        ("original", originals),
-        ("own z", own),
-        ("other's z", other),
-        ("the other", donors),
-    ]
+    rows = [("original", originals), ("own z", own), ("other's z", other), ("the other", donors)]
     return image_rows(rows, "the same noise, decoded with the image's own z and with another's")
 
 
