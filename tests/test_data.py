@@ -9,16 +9,8 @@ import torch
 
 from scorevae.config import ImageConfig
 from scorevae.data import arrays as data
-from scorevae.data.arrays import (
-    class_names,
-    load_split,
-    to_tensor,
-    to_unit_range,
-)
-from scorevae.data.batches import (
-    batches,
-    default_workers,
-)
+from scorevae.data.arrays import class_names, load_split, to_tensor, to_unit_range
+from scorevae.data.batches import batches, default_workers
 from scorevae.errors import UserError
 
 IMAGE = ImageConfig(channels=1, size=8)

@@ -1,5 +1,8 @@
 """model: the trained networks as one object, with random weights and a few steps."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,3 +284,14 @@ def test_names_of_systems_stand_in_one_table() -> None:
     allowed = {"autoencoders.py", "runtime/runs.py", "networks/weights.py"}
     tell = {p for p in PACKAGE.rglob("*.py") if f'"{MODEL}"' in p.read_text(encoding="utf-8")}
     assert {p.relative_to(PACKAGE).as_posix() for p in tell} <= allowed
+
+
+def test_the_package_is_lazy() -> None:
+    """Catches an import of the package alone that loads PyTorch, and names that it lacks."""
+    code = (
+        "import sys, scorevae; assert 'torch' not in sys.modules\n"
+        "from scorevae import VAE, ScoreVAE; assert ScoreVAE.__module__ == VAE.__module__\n"
+        "assert not hasattr(scorevae, 'Unknown')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -19,15 +19,8 @@ from scorevae.evaluation.ode import (
     unit_vectors,
 )
 from scorevae.score import prior_score
-from scorevae.sde import (
-    SDE,
-    log_snr_range,
-    over,
-)
-from scorevae.shapes import (
-    Data,
-    Times,
-)
+from scorevae.sde import SDE, log_snr_range, over
+from scorevae.shapes import Data, Times
 
 
 def mixture(sde: SDE) -> GaussianMixture:

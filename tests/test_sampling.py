@@ -7,15 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from oracles import (
-    LinearGaussian,
-    five_errors,
-    normal,
-    scalar,
-    seeded,
-    standardised,
-    vector,
-)
+from oracles import LinearGaussian, five_errors, normal, scalar, seeded, standardised, vector
 from torch import Tensor
 
 from scorevae.config import SamplingConfig

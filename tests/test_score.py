@@ -2,16 +2,7 @@
 
 import pytest
 import torch
-from oracles import (
-    Network,
-    five_errors,
-    normal,
-    randomise,
-    scalar,
-    seeded,
-    skewed,
-    vector,
-)
+from oracles import Network, five_errors, normal, randomise, scalar, seeded, skewed, vector
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 

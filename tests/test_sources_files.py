@@ -21,19 +21,12 @@ from PIL import Image
 
 from scorevae.config import ImageConfig
 from scorevae.data.sources import trees
-from scorevae.data.sources.official import (
-    check_md5,
-    find,
-    find_checked,
-)
+from scorevae.data.sources.official import check_md5, find, find_checked
 from scorevae.data.sources.pixels import BadImage, decode
 from scorevae.data.sources.trees import image_files
 from scorevae.data.sources.writer import DatasetWriter, array_writer
 from scorevae.errors import UserError
-from scorevae.runtime.published import (
-    downloads_folder,
-    fetch,
-)
+from scorevae.runtime.published import downloads_folder, fetch
 
 GREY, COLOUR = ImageConfig(channels=1, size=8), ImageConfig(channels=3, size=8)
 ORIENTATION = 0x0112  # EXIF's tag
