@@ -1,5 +1,6 @@
-"""The shipped parameters, shrunk until every training takes a few steps, and random weights."""
+"""Parameters of trainings that take a few steps, whatever params.yaml says; random weights."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,6 @@ from scorevae.networks.weights import save_weights
 from scorevae.sde import build_sde
 
 SHIPPED = Path(__file__).resolve().parents[1] / "params.yaml"
-TRAINING = {
-    "batch": 16,
-    "steps": 4,
-    "warmup": 1,
-    "log_every": 2,
-    "validate_every": 2,
-}
 EVALUATE: dict[str, dict[str, Any]] = {
     "likelihood": {"images": 3, "repeats": 2, "draws": 2, "ode_images": 2},
     "samplers": {"images": 2, "evaluations": [3], "grids": ["log_snr"]},
@@ -32,34 +26,108 @@ EVALUATE: dict[str, dict[str, Any]] = {
     "edits": {"images": 4, "strengths": [0.0, 1.0]},
     "draws": {"images": 2, "count": 2},
     "shuffled": {"images": 3},
-    "quality": {"images": 6, "train_images": 60, "steps": 3},
+    "quality": {"images": 6, "train_images": 60, "steps": 3, "inception": None},
+}
+
+
+def protocol(sampler: str, grid: str, z: str, *, clip: bool) -> dict[str, Any]:
+    """A way to reconstruct, in three steps."""
+    steps = {"steps": 3, "corrector_snr": 0.16}
+    return {"sampler": sampler, "grid": grid, "clip": clip, "z": z} | steps
+
+
+# What tests count on, for the whole file and for each preset in it.
+STATED: dict[str, Any] = {
+    "preset": "digits",
+    "beta": 0.01,
+    "seed": 0,
+    "sde": {
+        "kind": "vp", "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0,
+        "t_min": 1e-3,
+    },
+    "objective": {"weighting": "likelihood", "time": "log_snr", "log_determinant": "full"},
+    "reconstruct": {"protocol": "default", "guidance": 1.0, "batch": 250},
+    "protocols": {
+        "default": protocol("sde_dpm_solver_pp", "log_snr", "mean", clip=True),
+        "ode": protocol("dpm_solver_pp", "log_snr", "mean", clip=True),
+        "paper": protocol("euler_maruyama", "uniform", "sample", clip=False),
+    },
+    "evaluate": {"classifier_images": 5000, "active_threshold": 0.01, "figure_images": 3}
+    | EVALUATE,
+    "presets": {
+        "digits": {
+            "data": {"source": "digits", "image": {"channels": 1, "size": 8}},
+            "lpips": {"net": "alex"},
+            "prior": {"network": {"channels": [32, 64], "attention": [], "output": "noise"}},
+            "encoder": {
+                "network": {
+                    "kind": "resnet", "channels": [32, 64], "attention": [], "patch": 1,
+                    "linear": False,
+                },
+            },
+        },
+    },
+}  # fmt: skip
+TRAINING = {
+    "batch": 16, "steps": 4, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 1,
+    "clip": 10.0, "ema": 0.99, "precision": "no", "log_every": 2, "validate_every": 2,
+}  # fmt: skip
+PRESET: dict[str, Any] = {
+    "data": {"root": None, "test_fraction": 0.2, "split_seed": 0},
+    "flip": False,
+    "test_images": None,
+    "lpips": {"trunk": None, "required": False},
+    "latent": 4,
+    "prior": {
+        "network": {"blocks": 1, "groups": 4, "dropout": 0.0},
+        "time": "log_snr",
+        "training": TRAINING,
+    },
+    "vae": {"error": "squared", "training": TRAINING},
+    "encoder": {
+        "network": {"blocks": 1, "groups": 4},
+        "warm_start": {"clean_share": 0.1, "variance_scale": 0.01, "training": TRAINING},
+        "training": TRAINING,
+    },
 }
 
 
 def tiny_params(**overrides: Any) -> dict[str, Any]:  # noqa: ANN401 (any value of the file)
-    """The shipped ``params.yaml`` made small; overrides have dotted names, given by ``**{}``."""
+    """``params.yaml`` made small; overrides have dotted names, given by ``**{}``.
+
+    No sweep or edit of the file reaches a test: it gives the names of presets and protocols, the
+    images of all presets but digits and the kinds of their networks, and keys that are new.
+    """
     tree: Any = read_tree(SHIPPED)
+    lay_over(tree, STATED)
     for preset in tree["presets"].values():
-        preset["latent"] = 4
-        preset["lpips"] |= {"trunk": None, "required": False}
-        size = preset["data"]["image"]["size"]
-        channels = [8, 16] if size < 32 else [8, 8, 16]
-        for network in (preset["prior"]["network"], preset["encoder"]["network"]):
-            network |= {"channels": channels, "blocks": 1, "groups": 4}
-            if network["attention"]:
-                side = size // network.get("patch", 1)
-                network["attention"] = [side // 2 ** (len(channels) - 1)]
-        warm_start = preset["encoder"]["warm_start"]
-        for part in (preset["prior"], preset["vae"], preset["encoder"], warm_start):
-            part["training"] |= TRAINING
-    for protocol in tree["protocols"].values():
-        protocol["steps"] = 3
-    put(tree, "evaluate.figure_images", 3)
-    for part, changes in EVALUATE.items():
-        tree["evaluate"][part] |= changes
+        lay_over(preset, PRESET)
+        shrink(preset)
+    for settings in tree["protocols"].values():
+        settings["steps"] = 3
     for name, value in overrides.items():
         put(tree, name, value)
     return tree
+
+
+def lay_over(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set what is stated, section by section, and leave the rest."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lay_over(tree.setdefault(key, {}), value)
+        else:
+            tree[key] = deepcopy(value)
+
+
+def shrink(preset: dict[str, Any]) -> None:
+    """Few channels, on no more levels than there are; what attends does so on the last."""
+    size = preset["data"]["image"]["size"]
+    for network in (preset["prior"]["network"], preset["encoder"]["network"]):
+        levels = min(len(network["channels"]), 2 if size < 32 else 3)
+        network["channels"] = [8] * (levels - 1) + [16]
+        if network["attention"]:
+            side = size // network.get("patch", 1)
+            network["attention"] = [side // 2 ** (levels - 1)]
 
 
 def put(tree: dict[str, Any], name: str, value: object) -> None:
