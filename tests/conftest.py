@@ -1,10 +1,14 @@
 """Shapes checked while the tests run, isolation of every test, and the three processes."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+# Each of pytest's processes has a core to itself; so do those that tests start, for the same bits.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -34,9 +38,13 @@ install_import_hook("scorevae", "conftest.checked")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 from scorevae.config import SDEConfig  # noqa: E402
 from scorevae.sde import SDE, build_sde  # noqa: E402
+
+if TYPE_CHECKING:
+    from pipeline import Clone
 
 CONSTANTS = {
     "beta_min": 0.1,
@@ -77,29 +85,109 @@ def _torch_state() -> Iterator[None]:
     assert left == grad, "the test changed the global gradient mode"
 
 
+def isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Whatever is kept goes to one folder, never to the repository; DVC is not around."""
+    patch.setenv("SCOREVAE_STATE", str(folder / "state"))
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    patch.setenv("TORCH_HOME", str(folder / "torch"))
+    patch.setenv("SCOREVAE_DOWNLOADS", str(folder / "downloads"))
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "SCOREVAE_WORKERS"):
+        patch.delenv(name, raising=False)
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is kept goes to tmp_path, never to the repository; DVC is not around."""
-    monkeypatch.setenv("SCOREVAE_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("SCOREVAE_DOWNLOADS", str(tmp_path / "downloads"))
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "SCOREVAE_WORKERS"):
-        monkeypatch.delenv(name, raising=False)
+    """Every test by itself."""
+    isolate(monkeypatch, tmp_path)
 
 
 @pytest.fixture
-def dvc_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def dvc_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
     """A folder that is the DVC repository: tracking puts its lock and its artifacts there."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    shutil.copy(empty_database, tmp_path)
+    return tmp_path
+
+
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A folder of that name, made by the first of xdist's processes that asks, for all of them.
+
+    Nobody may change what is in it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of a process that failed half way
+                path.mkdir()
+                make(path)
+                made.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_database(once: Once) -> Path:
+    """A database with MLflow's tables, which take seconds to create."""
+
+    def make(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return once("empty_database", make) / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def finished(once: Once, empty_database: Path) -> Path:
+    """A folder in which all six stages have run, and the table that the last one printed."""
+    import pipeline
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            isolate(patch, folder)
+            patch.chdir(folder)
+            shutil.copy(empty_database, folder)
+            (folder / "table.txt").write_text(pipeline.finish().output)
+
+    return once("finished", make)
+
+
+@pytest.fixture
+def workspace(
+    finished: Path, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A private copy of the finished folder, as the current directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.copy(empty_database, tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to create."""
-    from mlflow import MlflowClient
+def finished_clone(once: Once, finished: Path, empty_database: Path) -> "Clone":
+    """A clone of the working tree in which DVC has recorded the finished folder."""
+    import pipeline
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        clone = pipeline.make_clone(folder, empty_database)
+        for name in pipeline.OUTPUTS:
+            shutil.copytree(finished / name, folder / name)
+        clone.run("dvc", "commit", "--force")
+        clone.commit()
+
+    return pipeline.Clone(once("finished_clone", make))
+
+
+@pytest.fixture
+def clone(finished_clone: "Clone", tmp_path: Path) -> "Clone":
+    """A copy of it for one test."""
+    return finished_clone.copy(tmp_path / "clone")

@@ -3,75 +3,27 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import click
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import yaml
-from click.testing import CliRunner, Result
-from tiny import tiny_params, write_params
+from pipeline import STAGES, contents, run, set_params
+from tiny import EVALUATE
 
 from scorevae.evaluation import stage as evaluation
 from scorevae.evaluation.part import PARTS
 from scorevae.networks.weights import FORMAT
-from stages import download, evaluate, reconstruct, train_encoder, train_prior, train_vae_baseline
 
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = {
-    "download": download.main,
-    "train_prior": train_prior.main,
-    "train_vae_baseline": train_vae_baseline.main,
-    "train_encoder": train_encoder.main,
-    "reconstruct": reconstruct.main,
-    "evaluate": evaluate.main,
-}
+VAE = "models/digits/vae.safetensors"
+NO_PARTS = {f"evaluate.{part}.images": 0 for part in EVALUATE}
 
 
-def arguments(stage: str, preset: str = "digits") -> list[str]:
-    """The stage's command line as dvc.yaml states it."""
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    command = graph["stages"][stage]["cmd"].replace("${preset}", preset)
-    return command.split()[2:]
-
-
-def run(stage: str) -> Result:
-    return CliRunner().invoke(STAGES[stage], arguments(stage))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all six stages have run."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("SCOREVAE_STATE", str(folder / "state"))
-        write_params(folder / "params.yaml", tiny_params())
-        for stage in STAGES:
-            result = run(stage)
-            assert result.exit_code == 0, f"{stage}: {result.output}{result.exception!r}"
-            if stage == "evaluate":
-                (folder / "table.txt").write_text(result.output)
-    return folder
-
-
-@pytest.fixture
-def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A private copy of the finished folder, as the current directory."""
-    shutil.copytree(finished, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every output file, to see that nothing was touched."""
-    parts = ("data", "models", "results")
-    files = (p for part in parts for p in (folder / part).rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+# --- what a finished run leaves behind -------------------------------------------------------
 
 
 def test_metrics_hold_every_number_for_both_systems(finished: Path) -> None:
@@ -112,8 +64,11 @@ def test_reported_l2_is_the_distance_of_the_written_images(finished: Path) -> No
         assert numbers[name]["l2"] == pytest.approx(distances.mean(), rel=1e-5)
 
 
-def test_figures_and_errors_are_written(finished: Path) -> None:
-    """Catches a figure or the per-image errors missing."""
+def test_files_of_a_run(finished: Path) -> None:
+    """Catches a figure, the errors, a phase's curve or a reason missing, and a state left over.
+
+    A state would make the next run return the old weights as new.
+    """
     names = {path.stem for path in (finished / "results/figures").glob("*.png")}
     assert names == {
         "comparison", "prior_samples", "samples", "interpolations", "training_curves",
@@ -123,20 +78,19 @@ def test_figures_and_errors_are_written(finished: Path) -> None:
     rows = (finished / "results/errors.csv").read_text().splitlines()
     assert rows[0] == "image,label,scorevae_l2,vae_l2"
     assert len(rows) == 1 + 360
-
-
-def test_curves_hold_both_phases_of_the_encoder(finished: Path) -> None:
-    """Catches a phase whose numbers are lost."""
     lines = (finished / "results/curves/encoder.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in lines[1:]} == {"warm_start", "objective"}
     assert "test_loss" in lines[0]
-
-
-def test_state_is_forgotten_once_the_output_is_written(finished: Path) -> None:
-    """Catches a state that would make the next run return the old weights as new."""
+    status = json.loads((finished / "models/digits/lpips/lpips.json").read_text())
+    assert set(status) == {"alex", "vgg"}
+    assert all("images of 8 pixels are under the 32" in reason for reason in status.values())
     assert not list((finished / "state").rglob("*.pt"))
 
 
+# --- what follows from the parameters --------------------------------------------------------
+
+
+@pytest.mark.slow
 def test_same_parameters_give_the_same_weights_and_metrics(workspace: Path) -> None:
     """Catches any number that does not follow from (seed, step)."""
     before = contents(workspace)
@@ -149,52 +103,27 @@ def test_same_parameters_give_the_same_weights_and_metrics(workspace: Path) -> N
     }
 
 
-def test_another_seed_gives_other_weights(workspace: Path) -> None:
-    """Catches a seed that is ignored."""
-    before = (workspace / "models/digits/vae.safetensors").read_bytes()
-    write_params(workspace / "params.yaml", tiny_params(seed=1))
+@pytest.mark.parametrize(
+    ("change", "workers", "same"),
+    [({"seed": 1}, "0", False), ({"presets.digits.flip": True}, "0", False), ({}, "1", True)],
+    ids=["another seed gives other weights", "mirroring", "worker"],
+)
+def test_what_the_weights_depend_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, change: dict, workers: str, same: bool
+) -> None:
+    """Catches a seed or a flip that is ignored, and images that change on their way."""
+    before = (workspace / VAE).read_bytes()
+    set_params(**change)
+    monkeypatch.setenv("SCOREVAE_WORKERS", workers)
     assert run("train_vae_baseline").exit_code == 0
-    assert (workspace / "models/digits/vae.safetensors").read_bytes() != before
-
-
-def test_lpips_folder_says_why_it_is_empty(finished: Path) -> None:
-    """Catches a null in the metrics whose reason is lost."""
-    status = json.loads((finished / "models/digits/lpips/lpips.json").read_text())
-    assert set(status) == {"alex", "vgg"}
-    assert all("images of 8 pixels are under the 32" in reason for reason in status.values())
-
-
-def test_required_lpips_stops_the_download(workspace: Path) -> None:
-    """Catches a preset that trains for days and then cannot be compared with the paper."""
-    write_params(workspace / "params.yaml", tiny_params(**{"presets.digits.lpips.required": True}))
-    before = contents(workspace)
-    result = run("download")
-    assert result.exit_code == 1
-    assert "This preset requires LPIPS" in result.output
-    assert contents(workspace) == before
-
-
-def test_mirroring_reaches_the_training(workspace: Path) -> None:
-    """Catches a preset's flip that is read and ignored."""
-    before = (workspace / "models/digits/vae.safetensors").read_bytes()
-    write_params(workspace / "params.yaml", tiny_params(**{"presets.digits.flip": True}))
-    assert run("train_vae_baseline").exit_code == 0
-    assert (workspace / "models/digits/vae.safetensors").read_bytes() != before
-
-
-def test_workers_change_no_weight(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a way for images to travel that changes what a stage learns."""
-    before = (workspace / "models/digits/vae.safetensors").read_bytes()
-    monkeypatch.setenv("SCOREVAE_WORKERS", "1")
-    assert run("train_vae_baseline").exit_code == 0
-    assert (workspace / "models/digits/vae.safetensors").read_bytes() == before
+    assert ((workspace / VAE).read_bytes() == before) is same
 
 
 def test_fewer_test_images(workspace: Path) -> None:
     """Catches a limit that one of the two stages ignores, and other images than the first."""
     whole = np.load(workspace / "results/reconstructions/vae_images.npy")
     errors = (workspace / "results/errors.csv").read_text().splitlines()
-    write_params(workspace / "params.yaml", tiny_params(**{"presets.digits.test_images": 20}))
+    set_params(**NO_PARTS | {"presets.digits.test_images": 20})
     for stage in ("reconstruct", "evaluate"):
         assert run(stage).exit_code == 0
     for system in ("scorevae", "vae"):
@@ -208,95 +137,93 @@ def test_fewer_test_images(workspace: Path) -> None:
 
 def test_protocol_is_the_chosen_one(workspace: Path) -> None:
     """Catches a protocol whose sampler, or whose z, is ignored."""
-    seen = {}
-    for name in ("default", "ode", "paper"):
-        overrides = {"reconstruct.protocol": name, "presets.digits.test_images": 10}
-        write_params(workspace / "params.yaml", tiny_params(**overrides))
+
+    def images(protocol: str, **change: str) -> np.ndarray:
+        chosen = {"reconstruct.protocol": protocol, "presets.digits.test_images": 10}
+        set_params(**chosen, **change)
         assert run("reconstruct").exit_code == 0
-        seen[name] = np.load(workspace / "results/reconstructions/scorevae_images.npy")
-    assert not np.allclose(seen["default"], seen["ode"])
-    overrides |= {"protocols.paper.z": "mean"}
-    write_params(workspace / "params.yaml", tiny_params(**overrides))
-    assert run("reconstruct").exit_code == 0
-    of_the_mean = np.load(workspace / "results/reconstructions/scorevae_images.npy")
-    assert not np.allclose(seen["paper"], of_the_mean)
+        return np.load(workspace / "results/reconstructions/scorevae_images.npy")
+
+    assert not np.allclose(images("default"), images("ode"))
+    assert not np.allclose(images("paper"), images("paper", **{"protocols.paper.z": "mean"}))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"betta": 0.1}, "betta: unexpected key"),
-        ({"beta": "large"}, "beta: got 'large'"),
-        ({"preset": "imagenet"}, "preset 'imagenet' is not under presets; choose one of: "),
-    ],
-)
-def test_wrong_parameters_stop_every_stage_before_it_starts(
-    workspace: Path, stage: str, overrides: dict[str, object], message: str
-) -> None:
-    """Catches a stage that works before it has validated the whole file."""
-    write_params(workspace / "params.yaml", tiny_params(**overrides))
-    before = contents(workspace)
-    result = run(stage)
-    assert result.exit_code == 1
-    assert result.output.startswith("Error: params.yaml: ")
-    assert message in result.output
-    assert len(result.output.strip().splitlines()) == 1
-    assert contents(workspace) == before
+# --- faults ----------------------------------------------------------------------------------
+
+Damage = Callable[[], object]
 
 
-def damage_missing(path: Path) -> None:
-    path.unlink()
+def wrong(**overrides: object) -> Damage:
+    """Parameters with other values, by their dotted names."""
+    return lambda: set_params(**overrides)
 
 
-def damage_foreign(path: Path) -> None:
+def foreign(path: Path) -> None:
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
 
 
-def damage_kind(path: Path) -> None:
+def exchanged(path: Path) -> None:
     other = "vae" if path.stem == "prior" else "prior"
     shutil.copy(path.with_name(f"{other}.safetensors"), path)
 
 
-def damage_pickle(path: Path) -> None:
+def pickled(path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, path)
 
 
+def coloured() -> None:
+    for split in ("train", "test"):
+        np.save(f"data/digits/{split}_images.npy", np.zeros((40, 8, 8, 3), np.uint8))
+
+
+WEIGHTS = {  # what is damaged how, and what is said of it
+    "no such file; run the stage that writes it": Path.unlink,
+    "carries no ScoreVAE header": foreign,
+    f"weights of format {FORMAT}; give": exchanged,
+    "not a safetensors file": pickled,
+}
+READ = [("train_encoder", "prior"), ("train_encoder", "vae"), ("reconstruct", "encoder")]
+PARAMETERS = {
+    "betta: unexpected key": wrong(betta=0.1),
+    "beta: got 'large'": wrong(beta="large"),
+    "preset 'imagenet' is not under presets; choose one of: ": wrong(preset="imagenet"),
+}
+FAULTS: list[tuple[str, Damage, tuple[str, ...]]] = [
+    *((stage, damage, ("Error: params.yaml: ", message))
+      for message, damage in PARAMETERS.items() for stage in STAGES),
+    *((stage, partial(damage, Path(path)), (path, message))
+      for message, damage in WEIGHTS.items() for stage, name in READ
+      for path in [f"models/digits/{name}.safetensors"]),
+    *((stage, coloured, ("images are uint8 of shape (8, 8, 3)",))
+      for stage in ("train_prior", "train_vae_baseline", "reconstruct", "evaluate")),
+    ("train_encoder", wrong(**{"sde.beta_max": 10.0}),
+     ("models/digits/prior.safetensors: its sde is",)),
+    ("download", wrong(**{"presets.digits.lpips.required": True}),
+     ("This preset requires LPIPS",)),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_missing, "no such file; run the stage that writes it"),
-        (damage_foreign, "carries no ScoreVAE header"),
-        (damage_kind, f"weights of format {FORMAT}; give"),
-        (damage_pickle, "not a safetensors file"),
-    ],
+    ("stage", "damage", "messages"),
+    FAULTS,
+    ids=[f"{fault[0]}: {fault[2][-1]}" for fault in FAULTS],
 )
-@pytest.mark.parametrize(
-    ("stage", "weights"),
-    [("train_encoder", "prior"), ("train_encoder", "vae"), ("reconstruct", "encoder")],
-)
-def test_wrong_checkpoints_are_refused_by_name(
-    workspace: Path, stage: str, weights: str, damage: click.Command, message: str
+def test_fault_is_named_and_nothing_touched(
+    workspace: Path, stage: str, damage: Damage, messages: tuple[str, ...]
 ) -> None:
-    """Catches weights that are taken for what they are not, or fail with a traceback."""
-    path = workspace / f"models/digits/{weights}.safetensors"
-    damage(path)
+    """Catches a stage that works before it has looked, a traceback, and outputs half replaced.
+
+    Wrong parameters, also such as the stage does not read; weights that are not what they should
+    be, or of another forward process; images of another shape; no LPIPS where it is required.
+    """
+    damage()
     before = contents(workspace)
     result = run(stage)
     assert result.exit_code == 1
-    assert f"models/digits/{weights}.safetensors" in result.output
-    assert message in result.output
+    for message in messages:
+        assert message in result.output
+    assert result.output.startswith("Error: ")
     assert len(result.output.strip().splitlines()) == 1
-    assert contents(workspace) == before
-
-
-def test_a_prior_of_another_process_is_refused(workspace: Path) -> None:
-    """Catches Bayes' rule applied across two different forward processes."""
-    write_params(workspace / "params.yaml", tiny_params(**{"sde.beta_max": 10.0}))
-    before = contents(workspace)
-    result = run("train_encoder")
-    assert result.exit_code == 1
-    assert "models/digits/prior.safetensors: its sde is" in result.output
     assert contents(workspace) == before
 
 
@@ -325,23 +252,11 @@ def test_evaluation_without_memory_names_its_keys(
     else:
         functions = {"comparison": "compare", "figures": "draw_figures"}
         monkeypatch.setattr(evaluation, functions[step], fail)
+    set_params(**NO_PARTS | {"evaluate.quality.images": 6})
     before = contents(workspace)
     result = run("evaluate")
     plt.close("all")  # those of the parts before; a stage that fails ends its process
     assert result.exit_code == 1
     error = "Error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); "
     assert result.output.splitlines()[-1] == f"{error}in {step}, lower {keys}"
-    assert contents(workspace) == before
-
-
-@pytest.mark.parametrize("stage", ["train_prior", "train_vae_baseline", "reconstruct", "evaluate"])
-def test_images_of_the_wrong_shape_are_refused(workspace: Path, stage: str) -> None:
-    """Catches data that fail somewhere inside a network."""
-    for split in ("train", "test"):
-        images = np.zeros((40, 8, 8, 3), np.uint8)
-        np.save(workspace / f"data/digits/{split}_images.npy", images)
-    before = contents(workspace)
-    result = run(stage)
-    assert result.exit_code == 1
-    assert "images are uint8 of shape (8, 8, 3)" in result.output
     assert contents(workspace) == before
