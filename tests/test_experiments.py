@@ -1,16 +1,80 @@
-"""Experiments of DVC for real: a queue with two workers, and a cache that two checkouts share."""
+"""What DVC makes of the graph for real: reruns, sweeps, a queue, a cache that is shared."""
 
 import csv
 import io
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
-from test_pipeline import STAGES, Clone, make_clone, stages_run
-from tiny import tiny_params, write_params
+from mlflow.entities import Run
+from PIL import Image
+from pipeline import STAGES, Clone, contents, make_clone, stages_run
 
 pytestmark = pytest.mark.slow
+
+
+def runs_of(clone: Clone) -> tuple[dict[str, Run], dict[str, set[str]]]:
+    """The finished parents in MLflow by their β, and for each the stages that are its children."""
+    client = MlflowClient(tracking_uri=clone.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("scorevae")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = {run.data.params["beta"]: run for run in runs if "beta" in run.data.params}
+    children: dict[str, set[str]] = {beta: set() for beta in parents}
+    for beta, parent in parents.items():
+        assert parent.info.status == "FINISHED"
+        assert "scorevae.l2" in parent.data.metrics
+        own = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        children[beta] = {run.info.run_name for run in own}
+    return parents, children
+
+
+def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
+    """Catches deps or params that rerun too much or too little, and runs missing in MLflow."""
+    assert stages_run(clone.run("dvc", "repro")) == []
+    # An edit of a plot retrains nothing.
+    figures = clone.folder / "src/scorevae/evaluation/figures.py"
+    with figures.open("a") as code:
+        code.write("\n# edited\n")
+    assert stages_run(clone.run("dvc", "repro", "--dry")) == ["evaluate"]
+    sweep = clone.run("dvc", "exp", "run", "--name", "swept", "-S", "beta=0.02")
+    assert stages_run(sweep) == ["train_vae_baseline", "train_encoder", "reconstruct", "evaluate"]
+    shown = clone.run("dvc", "exp", "show", "--csv")
+    assert "swept" in shown
+    assert "scorevae.l2" in shown
+    # MLflow holds one parent for the execution, with parameters and headline metrics.
+    parents, children = runs_of(clone)
+    assert children == {"0.02": set(stages_run(sweep))}
+    assert parents["0.02"].info.run_name == "swept"
+
+
+def test_going_back_to_a_preset_trains_nothing(clone: Clone, tmp_path: Path) -> None:
+    """Catches outputs that DVC does not look up in its run cache (those marked persist)."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"pictures/{number}.png")
+    faces = {"root": f"{tmp_path}/pictures", "image.size": 16}  # too small for LPIPS's trunk
+    changes = [f"--set-param=presets.faces_small.data.{key}={v}" for key, v in faces.items()]
+    command = ("dvc", "exp", "run", "train_prior")
+    other = clone.run(*command, "-S", "preset=faces_small", *changes)
+    assert stages_run(other) == ["download", "train_prior"]
+    back = clone.run(*command, "-S", "preset=digits")
+    assert stages_run(back) == []
+
+
+def test_checkout_elsewhere_reuses_the_cache(
+    finished: Path, finished_clone: Clone, tmp_path: Path, empty_database: Path
+) -> None:
+    """Catches anything of a path in commands, parameters or outputs, which would train anew."""
+    clone = make_clone(tmp_path, empty_database)
+    cache = finished_clone.folder / ".dvc/cache"
+    clone.run("dvc", "config", "--local", "cache.dir", str(cache))
+    assert stages_run(clone.run("dvc", "repro")) == []
+    found = contents(clone.folder)
+    assert {name: found[name] for name in contents(finished)} == contents(finished)
 
 
 def wait_for_queue(clone: Clone, count: int) -> str:
@@ -23,16 +87,15 @@ def wait_for_queue(clone: Clone, count: int) -> str:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1200)
-def test_queue_runs_each_experiment_with_its_own_code(tmp_path: Path) -> None:
+def test_queue_runs_each_experiment_with_its_own_code(
+    tmp_path: Path, empty_database: Path
+) -> None:
     """Catches workers that disturb each other on fresh state, and code edited since queueing.
 
     All three need the same prior: who comes second must wait for it and not fail.
     """
-    clone = make_clone(tmp_path)
-    steps = {"presets.digits.prior.training.steps": 500}
-    write_params(clone.folder / "params.yaml", tiny_params(**steps))
-    clone.commit()
+    clone = make_clone(tmp_path, empty_database, **{"presets.digits.prior.training.steps": 500})
+    (tmp_path / "mlflow.db").unlink()
     queue = ("dvc", "exp", "run", "--queue", "--name")
     clone.run(*queue, "one", "-S", "beta=0.01")
     clone.run(*queue, "two", "-S", "beta=0.02")
@@ -51,19 +114,14 @@ def test_queue_runs_each_experiment_with_its_own_code(tmp_path: Path) -> None:
     assert 0 < l2["two"] < 100
     assert l2["one"] != l2["two"]
     client = MlflowClient(tracking_uri=clone.environment["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("scorevae")
-    runs = client.search_runs([experiment.experiment_id])
-    parents = {run.info.run_name: run for run in runs if "beta" in run.data.params}
-    assert set(parents) == {"one", "two", "three"}
-    for name, parent in parents.items():
-        assert parent.info.status == "FINISHED"
-        assert parent.data.metrics["scorevae.l2"] == pytest.approx(l2[name], rel=1e-9)
-        identity = parent.info.run_id
-        own = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == identity]
+    parents, children = runs_of(clone)
+    assert {run.info.run_name for run in parents.values()} == {"one", "two", "three"}
+    for beta, parent in parents.items():
+        expected = l2[parent.info.run_name]
+        assert parent.data.metrics["scorevae.l2"] == pytest.approx(expected, rel=1e-9)
         # The first two are the same for all: whoever came later may have found them in the cache.
-        names = {run.info.run_name for run in own}
-        assert names - set(STAGES[:2]) == set(STAGES[2:])
-        assert "metrics.json" in str(client.list_artifacts(identity, "figures"))
+        assert children[beta] - set(STAGES[:2]) == set(STAGES[2:])
+        assert "metrics.json" in str(client.list_artifacts(parent.info.run_id, "figures"))
 
 
 EDIT = """
@@ -71,18 +129,3 @@ EDIT = """
 def l2_distances(originals: Images, reconstructions: Images) -> Tensor:
     return torch.full((len(originals),), 1000.0)
 """
-
-
-def test_checkout_elsewhere_reuses_the_cache(tmp_path: Path, empty_database: Path) -> None:
-    """Catches anything of a path in commands, parameters or outputs, which would train anew."""
-    outputs = []
-    for name in ("first", "second"):
-        clone = make_clone(tmp_path / name, empty_database)
-        clone.run("dvc", "config", "--local", "cache.dir", str(tmp_path / "cache"))
-        outputs.append(stages_run(clone.run("dvc", "repro", "train_prior")))
-    assert outputs == [["download", "train_prior"], []]
-    weights = [
-        (tmp_path / name / "models/digits/prior.safetensors").read_bytes()
-        for name in ("first", "second")
-    ]
-    assert weights[0] == weights[1]

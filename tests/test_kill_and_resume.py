@@ -11,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import yaml
-from test_pipeline import Clone, make_clone
-from tiny import tiny_params, write_params
+from conftest import Once, isolate
+from pipeline import Clone, run, set_params
 
 STEPS = 80
 WEIGHTS = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
@@ -46,51 +46,40 @@ CASES = [pytest.param(*case, marks=pytest.mark.slow) for case in ALWAYS] + [
 ]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Clone:
-    """A clone in which all trainings have run without interruption."""
-    trainings = ("prior", "vae", "encoder", "encoder.warm_start")
-    steps = {f"presets.digits.{name}.training.steps": STEPS for name in trainings}
-    steps |= {f"presets.digits.{name}.training.validate_every": STEPS for name in trainings}
-    clone = make_clone(tmp_path_factory.mktemp("reference"), empty_database)
-    write_params(clone.folder / "params.yaml", tiny_params(**steps))
-    clone.run("dvc", "repro", "train_encoder")
-    clone.commit()
-    return clone
+def longer(stage: str) -> dict[str, int]:
+    """Enough steps of one training to be killed in; the others are those of the finished run."""
+    trainings = (
+        ("encoder", "encoder.warm_start") if stage == "train_encoder" else (WEIGHTS[stage],)
+    )
+    keys = ("steps", "validate_every")
+    return {f"presets.digits.{part}.training.{key}": STEPS for part in trainings for key in keys}
 
 
-def cached_weights(clone: Clone, stage: str) -> Path:
-    """Where DVC keeps the weights of the uninterrupted training, by their content."""
-    content = (clone.folder / f"models/digits/{WEIGHTS[stage]}.safetensors").read_bytes()
-    digest = hashlib.md5(content).hexdigest()
-    return Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}")
+@pytest.fixture(scope="session")
+def cached_weights(once: Once, finished: Path, empty_database: Path) -> Callable[[str], Path]:
+    """Where DVC keeps the weights of an uninterrupted training, by their content."""
+
+    def place(stage: str) -> Path:
+        def train(folder: Path) -> None:
+            shutil.copytree(finished, folder, dirs_exist_ok=True)
+            shutil.copy(empty_database, folder)
+            with pytest.MonkeyPatch.context() as patch:
+                isolate(patch, folder)
+                patch.chdir(folder)
+                set_params(**longer(stage))
+                assert run(stage).exit_code == 0
+
+        weights = once(f"uninterrupted_{stage}", train) / f"models/digits/{WEIGHTS[stage]}"
+        digest = hashlib.md5(weights.with_suffix(".safetensors").read_bytes()).hexdigest()
+        return Path(f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}")
+
+    return place
 
 
-def without(reference: Clone, folder: Path, stage: str) -> Clone:
-    """A copy of the reference in which the stage in question, and what follows, never ran."""
-    shutil.copytree(reference.folder, folder, symlinks=True)
-    clone = Clone(folder)
+def prepared(clone: Clone, stage: str) -> Clone:
+    """The clone with a longer training of that stage to do, whose state is saved at every step."""
     clone.environment["SCOREVAE_SAVE_SECONDS"] = "0"
-    lock = clone.folder / "dvc.lock"
-    tree = yaml.safe_load(lock.read_text())
-    for name in (stage, "train_encoder", "reconstruct", "evaluate"):
-        tree["stages"].pop(name, None)
-    lock.write_text(yaml.safe_dump(tree))
-    shutil.rmtree(clone.folder / ".state")
-    shutil.rmtree(clone.folder / ".dvc/cache/runs")
-    (clone.folder / cached_weights(reference, stage)).unlink()
-    (clone.folder / f"models/digits/{WEIGHTS[stage]}.safetensors").unlink()
-    clone.commit()
-    return clone
-
-
-@pytest.fixture
-def before(reference: Clone, tmp_path: Path, request: pytest.FixtureRequest) -> Clone:
-    """The copy for one case."""
-    params = request.node.callspec.params
-    clone = without(reference, tmp_path / "work", params["stage"])
-    if params["target"] == "dvc":
-        clone.environment.pop("SHELL", None)  # so that /bin/sh may stand between dvc and the stage
+    clone.set(**longer(stage))
     return clone
 
 
@@ -127,12 +116,22 @@ def runs(pid: int) -> bool:
 @pytest.mark.parametrize(("stage", "mode", "target", "number"), CASES)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_killed_training_resumes_to_the_same_bits(
-    reference: Clone, before: Clone, stage: str, mode: str, target: str, number: signal.Signals
+    cached_weights: Callable[[str], Path],
+    clone: Clone,
+    stage: str,
+    mode: str,
+    target: str,
+    number: signal.Signals,
 ) -> None:
     """Catches lost steps, other bits, and a trainer that outlives DVC and blocks the next run."""
+    expected = cached_weights(stage)
+    prepared(clone, stage)
+    assert not (clone.folder / expected).exists()
+    if target == "dvc":
+        clone.environment.pop("SHELL", None)  # so that /bin/sh may stand between dvc and the stage
     command = (*MODES[mode], stage)
-    attempt = Attempt(before, command)
-    pid = attempt.trainer(before, stage)
+    attempt = Attempt(clone, command)
+    pid = attempt.trainer(clone, stage)
     os.kill(pid, signal.SIGSTOP)  # or it might end before a slow DVC has
     if target == "stage":
         os.kill(pid, number)
@@ -147,18 +146,20 @@ def test_killed_training_resumes_to_the_same_bits(
     while runs(pid):
         time.sleep(0.05)
     assert attempt.process.returncode != 0, first
-    again = before.run(*command)
+    again = clone.run(*command)
     resumed = re.search(rf"{stage}/{LAST_PHASE[stage]}: resuming at (\d+) of {STEPS}", again)
     assert resumed is not None, first + again
     assert 0 < int(resumed[1]) < STEPS
     # In the cache, since the result of a --temp run never comes into the workspace.
-    assert (before.folder / cached_weights(reference, stage)).exists()
+    assert (clone.folder / expected).exists()
 
 
 @pytest.mark.faults
-def test_result_that_dvc_could_not_record_is_not_lost(reference: Clone, tmp_path: Path) -> None:
+def test_result_that_dvc_could_not_record_is_not_lost(
+    cached_weights: Callable[[str], Path], clone: Clone, tmp_path: Path
+) -> None:
     """Catches a finished training that the next run removes, and a --force that trains nothing."""
-    clone = without(reference, tmp_path / "work", "train_vae_baseline")
+    prepared(clone, "train_vae_baseline")
     (tmp_path / "no_folder").touch()
     clone.run("dvc", "config", "--local", "cache.dir", str(tmp_path / "no_folder"))
     command = ("dvc", "repro", "--single-item", "train_vae_baseline")
@@ -171,16 +172,16 @@ def test_result_that_dvc_could_not_record_is_not_lost(reference: Clone, tmp_path
     again = clone.run(*command)
     assert "finished before, not recorded by DVC; used now" in again
     assert f"train_vae_baseline/vae: resuming at {STEPS} of {STEPS}" in again
-    assert (clone.folder / cached_weights(reference, "train_vae_baseline")).exists()
+    assert (clone.folder / cached_weights("train_vae_baseline")).exists()
     forced = clone.run(*command, "--force")
     assert f"train_vae_baseline/vae: {STEPS}/{STEPS}" in forced
     assert "resuming" not in forced
 
 
 @pytest.mark.faults
-def test_edited_code_trains_anew(reference: Clone, tmp_path: Path) -> None:
+def test_edited_code_trains_anew(clone: Clone) -> None:
     """Catches weights that one code began and another finished, recorded as the latter's."""
-    clone = without(reference, tmp_path / "work", "train_vae_baseline")
+    prepared(clone, "train_vae_baseline")
     command = ("dvc", "repro", "train_vae_baseline")
     attempt = Attempt(clone, command)
     os.kill(attempt.trainer(clone, "train_vae_baseline"), signal.SIGKILL)

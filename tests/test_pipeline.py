@@ -1,31 +1,14 @@
-"""The graph in dvc.yaml: what it states, and what DVC makes of it in a real clone."""
+"""The graph in dvc.yaml: what it states. tests/test_experiments.py: what DVC makes of it."""
 
 import ast
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
-from PIL import Image
-from tiny import tiny_params, write_params
+from pipeline import GRAPH, ROOT, STAGES
+from tiny import tiny_config
 
-from scorevae.config import Config, Section, load_config, parse
-
-ROOT = Path(__file__).resolve().parents[1]
-GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = [
-    "download",
-    "train_prior",
-    "train_vae_baseline",
-    "train_encoder",
-    "reconstruct",
-    "evaluate",
-]
+from scorevae.config import Config, Section, load_config
 
 # These change no number; the values that config reads are tracked as params.
 NO_DEPENDENCY = re.compile(r"src/scorevae/(runtime/|commands/|config\.py|errors\.py|shapes\.py)")
@@ -108,7 +91,7 @@ def test_tracked_params_exist_and_cover_the_selector(stage: str) -> None:
 @pytest.mark.parametrize("protocol", ["default", "paper"])
 def test_stages_that_draw_track_the_chosen_protocol(protocol: str) -> None:
     """Catches a sampler whose change would run nothing, and one that is not used but runs all."""
-    config = parse(Config, tiny_params(**{"reconstruct.protocol": protocol}), "tiny")
+    config = tiny_config(**{"reconstruct.protocol": protocol})
     for stage in STAGES:
         keys = [key for key in params_of(stage, config) if key.startswith("protocols")]
         drawing = stage in ("reconstruct", "evaluate")
@@ -156,122 +139,3 @@ def test_stages_take_paths_only_and_are_short() -> None:
         options = re.findall(r"@click\.option\([^\n]*", source)
         assert options
         assert all("type=PATH" in line or "path_type=Path" in line for line in options)
-
-
-NOT_INHERITED = ("DVC", "GIT", "SCOREVAE")
-
-
-class Clone:
-    """A clone of the working tree in which DVC runs tiny settings for real."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        python = Path(sys.executable).parent
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
-        self.environment = environment | {
-            "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-            "OMP_NUM_THREADS": "1",
-        }
-        for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
-            self.environment[name] = "test"
-        for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
-            self.environment[name] = "test@example.invalid"
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def commit(self) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--message", "tiny")
-
-
-def stages_run(output: str) -> list[str]:
-    """The stages whose commands DVC started, in order."""
-    return re.findall(r"Running stage '(\w+)'", output)
-
-
-def make_clone(folder: Path, database: Path | None = None) -> Clone:
-    """The tracked files of the working tree, with tiny settings, committed, nothing cached.
-
-    Its MLflow begins with a copy of ``database``, which saves the seconds of creating one.
-    """
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("needs Git and a Git checkout: dvc exp run works on commits")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    write_params(folder / "params.yaml", tiny_params())
-    if database is not None:
-        shutil.copy(database, folder / "mlflow.db")
-    clone = Clone(folder)
-    clone.run("git", "init", "--quiet", "--initial-branch", "main")
-    clone.commit()
-    return clone
-
-
-@pytest.fixture
-def clone(tmp_path: Path, empty_database: Path) -> Clone:
-    """A clone of the test's own."""
-    return make_clone(tmp_path, empty_database)
-
-
-@pytest.mark.slow
-def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
-    """Catches deps or params that rerun too much or too little, in a real clone."""
-    assert stages_run(clone.run("dvc", "repro")) == STAGES
-    clone.commit()
-    assert stages_run(clone.run("dvc", "repro")) == []
-    sweep = clone.run("dvc", "exp", "run", "--name", "swept", "-S", "beta=0.02")
-    assert stages_run(sweep) == ["train_vae_baseline", "train_encoder", "reconstruct", "evaluate"]
-    shown = clone.run("dvc", "exp", "show", "--csv")
-    assert "swept" in shown
-    assert "scorevae.l2" in shown
-    # MLflow holds one parent for each execution, with parameters and headline metrics.
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=clone.environment["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("scorevae")
-    runs = client.search_runs([experiment.experiment_id])
-    parents = {r.data.params["beta"]: r for r in runs if "beta" in r.data.params}
-    assert set(parents) == {"0.01", "0.02"}
-    for parent in parents.values():
-        assert parent.info.status == "FINISHED"
-        assert "scorevae.l2" in parent.data.metrics
-    assert parents["0.02"].info.run_name == "swept"
-    swept = parents["0.02"].info.run_id
-    children = [r.info.run_name for r in runs if r.data.tags.get("mlflow.parentRunId") == swept]
-    assert sorted(children) == sorted(stages_run(sweep))
-    # An edit of a plot retrains nothing.
-    figures = clone.folder / "src/scorevae/evaluation/figures.py"
-    figures.write_text(figures.read_text() + "\n# edited\n")
-    assert stages_run(clone.run("dvc", "repro")) == ["evaluate"]
-
-
-@pytest.mark.slow
-def test_going_back_to_a_preset_trains_nothing(
-    clone: Clone, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Catches outputs that DVC does not look up in its run cache (those marked persist)."""
-    pictures = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{number}.png")
-    trained = clone.run("dvc", "repro", "train_prior")
-    assert stages_run(trained) == ["download", "train_prior"]
-    clone.commit()
-    root = f"presets.faces_small.data.root={pictures}"
-    other = clone.run("dvc", "exp", "run", "-S", "preset=faces_small", "-S", root, "train_prior")
-    assert stages_run(other) == ["download", "train_prior"]
-    back = clone.run("dvc", "exp", "run", "-S", "preset=digits", "train_prior")
-    assert stages_run(back) == []
