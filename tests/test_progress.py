@@ -2,65 +2,50 @@
 
 import io
 import sys
+from collections.abc import Iterable
 
 import pytest
 
 from scorevae.runtime.progress import progress
 
 
-def lines(capsys: pytest.CaptureFixture) -> list[str]:
-    """What was printed; nothing may go to stderr, which stages keep for warnings."""
+@pytest.mark.parametrize(
+    ("first", "total", "reported", "printed"),
+    [
+        # tenths are rounded down: two steps; not a line for each, and the last one
+        (0, 25, range(1, 26), [f"{done}/25" for done in (*range(2, 25, 2), 25)]),
+        # what is done counts, not the calls: batches are reported at their end
+        (0, 360, (250, 360), ["250/360", "360/360"]),
+        # no tenth a second time
+        (95, 100, range(96, 101), ["resuming at 95 of 100", "100/100"]),
+        # no division by zero with `steps: 0`
+        (0, 0, (), []),
+        # a total that is not known
+        (0, None, range(1000, 25_001, 1000), ["10000", "20000"]),
+        (12_000, None, (19_999, 20_001), ["resuming at 12000", "20001"]),
+    ],
+)
+def test_lines_without_a_terminal(
+    capsys: pytest.CaptureFixture,
+    first: int,
+    total: int | None,
+    reported: Iterable[int],
+    printed: list[str],
+) -> None:
+    """Catches a line for each step, one that is missing, and None printed as the total."""
+    with progress("train", first, total) as report:
+        for done in reported:
+            report(done)
     out, err = capsys.readouterr()
-    assert err == ""
-    return out.splitlines()
+    assert out.splitlines() == [f"train: {line}" for line in printed]
+    assert err == ""  # which stages keep for warnings
 
 
-def test_about_ten_lines(capsys: pytest.CaptureFixture) -> None:
-    """Catches a line for each step, counts that are not those done, and no last line."""
-    with progress("train", 0, 25) as report:
-        for done in range(1, 26):
-            report(done, {"loss": 0.123456, "rate": 2.0})
-    expected = [*range(2, 25, 2), 25]  # tenths are rounded down: two steps
-    assert lines(capsys) == [f"train: {done}/25  loss 0.1235  rate 2" for done in expected]
-
-
-def test_long_jumps_print_once(capsys: pytest.CaptureFixture) -> None:
-    """Catches a count of calls in place of what is done: batches are reported at their end."""
-    with progress("reconstruct", 0, 360) as report:
-        for done in (250, 360):
-            report(done)
-    assert lines(capsys) == ["reconstruct: 250/360", "reconstruct: 360/360"]
-
-
-def test_resumed_count_goes_on(capsys: pytest.CaptureFixture) -> None:
-    """Catches tenths that are printed a second time."""
-    with progress("train", 95, 100) as report:
-        for done in range(96, 101):
-            report(done)
-    assert lines(capsys) == ["train: resuming at 95 of 100", "train: 100/100"]
-
-
-def test_nothing_to_do(capsys: pytest.CaptureFixture) -> None:
-    """Catches a division by zero with `steps: 0`."""
-    with progress("train", 0, 0):
-        pass
-    assert lines(capsys) == []
-
-
-def test_unknown_total(capsys: pytest.CaptureFixture) -> None:
-    """Catches a crash, a line for each image, or None printed as the total."""
-    with progress("images", 0, None) as report:
-        for done in range(1000, 25_001, 1000):
-            report(done)
-    assert lines(capsys) == ["images: 10000", "images: 20000"]
-
-
-def test_resumed_count_of_an_unknown_total(capsys: pytest.CaptureFixture) -> None:
-    """Catches None printed as the total."""
-    with progress("images", 12_000, None) as report:
-        report(19_999)
-        report(20_001)
-    assert lines(capsys) == ["images: resuming at 12000", "images: 20001"]
+def test_numbers_follow_the_count(capsys: pytest.CaptureFixture) -> None:
+    """Catches losses that are left out, or drown the line in digits."""
+    with progress("train", 0, 1) as report:
+        report(1, {"loss": 0.123456, "rate": 2.0})
+    assert capsys.readouterr().out == "train: 1/1  loss 0.1235  rate 2\n"
 
 
 class Terminal(io.StringIO):
@@ -72,10 +57,7 @@ class Terminal(io.StringIO):
     ("total", "shown"), [(40, "30/40"), (None, "30it")], ids=["known", "unknown"]
 )
 def test_terminal_has_a_bar(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    total: int | None,
-    shown: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, total: int | None, shown: str
 ) -> None:
     """Catches lines beside the bar, and what is done added up once more with every report."""
     terminal = Terminal()
