@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scorevae.config import ImageConfig
-from scorevae.data import arrays as data
+from scorevae.data import batches as reading
 from scorevae.data.arrays import class_names, load_split, to_tensor, to_unit_range
 from scorevae.data.batches import batches, default_workers
 from scorevae.errors import UserError
@@ -259,7 +259,7 @@ def test_memory_map_travels_as_a_name(tmp_path: Path, limit: int | None) -> None
     """Catches a copy of all images for each worker where processes are not forked."""
     write_split(tmp_path, count=1000)
     images = load_split(tmp_path, "train", IMAGE, limit).images
-    stored = data._Stored(images, data.Draw(len(images), 8, 3, (0, 1), False))
+    stored = reading._Stored(images, reading.Draw(len(images), 8, 3, (0, 1), False))
     sent = pickle.dumps(stored)
     assert len(sent) < 1000  # the images are 64,000 bytes
     received = pickle.loads(sent)
@@ -269,7 +269,7 @@ def test_memory_map_travels_as_a_name(tmp_path: Path, limit: int | None) -> None
 
 def test_arrays_travel_whole() -> None:
     """Catches an array in memory that another process looks for in a file."""
-    stored = data._Stored(numbered(12), data.Draw(12, 4, 3, (0, 1), False))
+    stored = reading._Stored(numbered(12), reading.Draw(12, 4, 3, (0, 1), False))
     assert torch.equal(pickle.loads(pickle.dumps(stored))[5], stored[5])
 
 
@@ -316,10 +316,10 @@ def test_choice_of_workers_is_used(
     """Catches a variable that is read and ignored, or one that overrides the argument."""
     seen = []
 
-    def note(images: np.ndarray, draw: data.Draw, workers: int) -> None:
+    def note(images: np.ndarray, draw: reading.Draw, workers: int) -> None:
         seen.append(workers)
 
-    monkeypatch.setattr(data, "_ReadAhead", note)
+    monkeypatch.setattr(reading, "_ReadAhead", note)
     monkeypatch.setenv("SCOREVAE_WORKERS", "2")
     batches(numbered(12), 4, seed=0, flip=False, workers=argument)
     assert seen == expected
