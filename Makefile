@@ -5,10 +5,9 @@ UV_VERSION := 0.13.9
 INSTALLED := .venv/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-# A process for each core, and a thread for each process: two that share a core only wait. Reordered,
-# the files of few tests would come last: they are the slowest, and one core would wait for them.
-PYTEST := $(RUN) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile \
-	--no-loadscope-reorder
+# A process for each core; whoever has nothing left takes over tests of another. tests/conftest.py
+# puts the slow ones first, and leaves each process one thread: two that share a core only wait.
+PYTEST := $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: repro test test-faults coverage check ui docs lock clean
 

@@ -68,6 +68,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no process waits long for the last of them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(params=["vp", "subvp", "ve"])
 def sde(request: pytest.FixtureRequest) -> SDE:
     """Each forward process with the constants of the paper."""
