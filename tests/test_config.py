@@ -125,8 +125,7 @@ def test_probed_times_are_those_of_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["betta", "sde.beta", "presets.digits.encoder.depht", "protocols.paper.guidance"],
+    "key", ["betta", "sde.beta", "presets.digits.encoder.depht", "protocols.paper.guidance"]
 )
 def test_unknown_key(tmp_path: Path, key: str) -> None:
     """Catches a misspelled key that is silently kept."""

@@ -86,12 +86,7 @@ def test_the_ode_density_is_normalised(sde: SDE, noise: float) -> None:
     edge = 6 if noise < 0.5 else 15
     x = torch.linspace(-edge, edge, 801, dtype=torch.float64)[:, None]
     log_density, _ = ode_log_density(
-        x,
-        sde=sde,
-        score=world.score,
-        probes=unit_vectors(x),
-        tolerance=1e-6,
-        smallest_noise=noise,
+        x, sde=sde, score=world.score, probes=unit_vectors(x), tolerance=1e-6, smallest_noise=noise
     )
     assert torch.trapezoid(log_density.exp(), x[:, 0]).item() == pytest.approx(1, abs=1e-3)
 
@@ -162,13 +157,7 @@ def test_a_loaded_model_has_a_bound_and_a_likelihood(tmp_path) -> None:
     grey = torch.randint(0, 256, (3, 1, 8, 8), generator=seeded(0))
     x_0 = grey.float() / 127.5 - 1
     bounds = likelihood_bound(
-        x_0,
-        sde=model.sde,
-        posterior=model.posterior,
-        repeats=2,
-        draws=1,
-        batch=2,
-        seed=0,
+        x_0, sde=model.sde, posterior=model.posterior, repeats=2, draws=1, batch=2, seed=0
     )
     ode = ode_log_likelihood(
         x_0, sde=model.sde, prior=model.posterior.prior, repeats=1, batch=2, seed=0, tolerance=1e-2

@@ -103,11 +103,7 @@ def test_grids_fall_from_one_to_t_min(sde: SDE, grid, steps: int) -> None:
 def test_grids_are_equally_spaced_in_their_variable(sde: SDE) -> None:
     """Spacing in another variable: ln σ for λ without α, or ρ in place of 1/ρ."""
     ratio = torch.exp(-0.5 * sde.log_snr(karras_grid(sde, 20)))  # σ/α
-    for levels in (
-        uniform_grid(sde, 20),
-        sde.log_snr(log_snr_grid(sde, 20)),
-        ratio ** (1 / 7),
-    ):
+    for levels in (uniform_grid(sde, 20), sde.log_snr(log_snr_grid(sde, 20)), ratio ** (1 / 7)):
         gaps = levels.diff()
         # λ spans some 20 and its inverse is exact to 1e-14 in t, at most 1e-10 in λ.
         torch.testing.assert_close(gaps, gaps.mean().expand(20), rtol=1e-9, atol=0)

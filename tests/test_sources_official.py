@@ -561,12 +561,7 @@ def test_broken_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     half = (tmp_path / "server" / dataset.filename).read_bytes()[:1000]
     monkeypatch.setattr(urllib.request, "urlopen", lambda request: Response(half))
     with pytest.raises(UserError, match=r"CIFAR-10: cannot be downloaded \(.*corrupted"):
-        write(
-            read_cifar10,
-            settings("cifar10", None, 3, 32),
-            tmp_path / "out",
-            dataset=dataset,
-        )
+        write(read_cifar10, settings("cifar10", None, 3, 32), tmp_path / "out", dataset=dataset)
 
 
 class CIFAR10Partial(datasets.CIFAR10):
@@ -754,8 +749,7 @@ def test_celeba_is_fetched_once(tmp_path: Path, downloads: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [URLError("denied"), RuntimeError("denied"), FileURLRetrievalError("denied")],
+    "error", [URLError("denied"), RuntimeError("denied"), FileURLRetrievalError("denied")]
 )
 def test_celeba_cannot_be_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
