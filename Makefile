@@ -35,7 +35,7 @@ ui: $(INSTALLED)  ## compare runs in the browser, on this machine only
 	$(RUN) mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
-docs: repro  ## the figures and tables of the README, about twenty minutes
+docs: repro  ## the figures and tables of docs/results.md, about twenty minutes
 	$(RUN) python benchmarks/record.py
 	$(RUN) python benchmarks/sampler_steps.py
 	$(RUN) python benchmarks/warm_start.py
