@@ -92,21 +92,15 @@ def _squared_norm(x: Data) -> PerSample:
     return x.flatten(1).square().sum(dim=1)
 
 
-def _noise(like: Data, generator: torch.Generator) -> Data:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+def _noise(like: Data, generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal noise for each row, of another shape than the row's where one is given."""
+    size = (len(like), *(shape or like.shape[1:]))
+    return torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def _z_noise(like: Data, generator: torch.Generator, latent: int) -> Latents:
-    """For each image the noise of z ~ q(z|x_0, 0)."""
-    shape = len(like), latent
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-class PriorDraw(NamedTuple):
-    """Times and ε."""
-
-    t: PerSample
-    noise: Data
+PriorDraw = tuple[PerSample, Data]  # t and ε
+EncoderDraw = tuple[TimeSample, Data, Latents]  # times, ε and the noise of z
+WarmStartDraw = tuple[PerSample, Data, Bool[Tensor, " batch"]]  # t, ε, rows put back to t = 0
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,7 @@ class PriorObjective(Objective):
 
     def draw(self, x_0: Data, generator: torch.Generator) -> PriorDraw:
         """Times, then ε."""
-        t = draw_times(self.sde, x_0, generator, self.time).t
-        return PriorDraw(t, _noise(x_0, generator))
+        return draw_times(self.sde, x_0, generator, self.time).t, _noise(x_0, generator)
 
     def loss(self, module: nn.Module, x_0: Data, draw: PriorDraw) -> Losses:
         """``loss`` of ε_p."""
@@ -152,7 +145,7 @@ class VAEObjective(Objective):
 
     def draw(self, x_0: Data, generator: torch.Generator) -> Latents:
         """The noise of z."""
-        return _z_noise(x_0, generator, self.latent)
+        return _noise(x_0, generator, self.latent)
 
     def loss(self, module: VAE, x_0: Data, draw: Latents) -> Losses:
         """``loss`` of encoder and decoder; ``distortion`` and ``rate``, the KL."""
@@ -161,14 +154,6 @@ class VAEObjective(Objective):
         distortion = 0.5 * squared if self.error == "squared" else squared.sqrt()
         rate = posterior.kl_to_standard_normal()
         return {"loss": distortion + self.beta * rate, "distortion": distortion, "rate": rate}
-
-
-class EncoderDraw(NamedTuple):
-    """Times, ε, and the noise of z."""
-
-    times: TimeSample
-    noise: Data
-    z_noise: Latents
 
 
 @dataclass(frozen=True)
@@ -190,8 +175,7 @@ class EncoderObjective(Objective):
     def draw(self, x_0: Data, generator: torch.Generator) -> EncoderDraw:
         """Times, then ε, then the noise of z."""
         times = draw_times(self.sde, x_0, generator, self.settings.time)
-        noise = _noise(x_0, generator)
-        return EncoderDraw(times, noise, _z_noise(x_0, generator, self.latent))
+        return times, _noise(x_0, generator), _noise(x_0, generator, self.latent)
 
     def loss(self, module: Encoder, x_0: Data, draw: EncoderDraw) -> Losses:
         """``loss`` of the encoder; ``diffusion``, the integral, and ``rate``, the KL."""
@@ -208,14 +192,6 @@ class EncoderObjective(Objective):
         diffusion = 0.5 * weight_over_density(self.sde, times, self.settings.weighting) * error
         rate = posterior.kl_to_standard_normal()
         return {"loss": diffusion + self.beta * rate, "diffusion": diffusion, "rate": rate}
-
-
-class WarmStartDraw(NamedTuple):
-    """Times, ε, and the rows that are left unperturbed, at t = 0."""
-
-    t: PerSample
-    noise: Data
-    clean: Bool[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
@@ -238,15 +214,15 @@ class WarmStartObjective(Objective):
         t = draw_times(self.sde, x_0, generator, "log_snr").t
         noise = _noise(x_0, generator)
         uniform = torch.rand(t.shape, generator=generator, device=t.device)
-        return WarmStartDraw(t, noise, uniform < self.settings.clean_share)
+        return t, noise, uniform < self.settings.clean_share
 
     def loss(self, module: Encoder, x_0: Data, draw: WarmStartDraw) -> Losses:
         """``loss`` of the encoder."""
-        t = torch.where(draw.clean, torch.zeros_like(draw.t), draw.t)
-        perturbed = perturb(self.sde, x_0, t, draw.noise)
-        x_t = torch.where(over(draw.clean, x_0), x_0, perturbed)
+        drawn, noise, clean = draw
+        t = torch.where(clean, torch.zeros_like(drawn), drawn)
+        x_t = torch.where(over(clean, x_0), x_0, perturb(self.sde, x_0, t, noise))
         with torch.no_grad():
             mean, log_variance = self.teacher(x_0, torch.zeros_like(t))
-        log_scale = math.log(self.settings.variance_scale)
-        target = DiagonalGaussian(mean, log_variance + log_scale)
+        wider = log_variance + math.log(self.settings.variance_scale)
+        target = DiagonalGaussian(mean, wider)
         return {"loss": target.kl_to(module(x_t, t))}

@@ -9,7 +9,7 @@ Reverse SDE: dx = [f − g² s] dt + g dw̄ (Song 2020, arXiv 2011.13456, eq. 6;
 σ̄ = σ/α reads dx̄/dσ̄ = ε̂(x, t) for every process here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -27,14 +27,7 @@ NoiseFn = Callable[[Tensor], Tensor]
 Report = Callable[[int], None]
 Step = Callable[[ScoreFn, SDE, Data, Times, Times, NoiseFn], Data]
 Grid = Float64[Tensor, " points"]
-
-
-class TimeGrid(Protocol):
-    """A decreasing grid of ``steps`` + 1 times from 1 to t_min."""
-
-    def __call__(self, sde: SDE, steps: int) -> Grid:
-        """The grid of one process."""
-        ...
+TimeGrid = Callable[[SDE, int], Grid]  # steps -> steps + 1 decreasing times from 1 to t_min
 
 
 def uniform_grid(sde: SDE, steps: int) -> Grid:
@@ -206,13 +199,7 @@ def clipped(score: ScoreFn, sde: SDE) -> ScoreFn:
 
 @torch.no_grad()
 def integrate(
-    score: ScoreFn,
-    sde: SDE,
-    x: Data,
-    times: Grid,
-    *,
-    step: Step,
-    noise: NoiseFn = torch.randn_like,
+    score: ScoreFn, sde: SDE, x: Data, times: Grid, *, step: Step, noise: NoiseFn
 ) -> Data:
     """Carry x along the grid; increasing times run an ODE solver forwards (encoding to x_1)."""
     for t, s in pairwise(times):
@@ -236,9 +223,9 @@ def generate(
     """
     if settings.clip:
         score = clipped(score, sde)
-    times = GRIDS[settings.grid](sde, settings.steps - 1) if settings.steps > 1 else None
     x, t = x_1, torch.tensor(1.0, dtype=torch.float64)
-    if times is not None:
+    if settings.steps > 1:
+        times = GRIDS[settings.grid](sde, settings.steps - 1)
         x, t = integrate(score, sde, x_1, times, step=make_step(settings), noise=noise), times[-1]
     return score_to_denoised(sde, score(x, t), x, t)
 
@@ -248,11 +235,9 @@ class KeptBatches(Protocol):
 
     def load(self, rows: slice) -> Tensor | None:
         """The x_0 of these rows, or None."""
-        ...
 
     def save(self, rows: slice, values: Tensor) -> None:
         """Keep the x_0 of these rows."""
-        ...
 
 
 def draw_in_batches(
@@ -270,25 +255,19 @@ def draw_in_batches(
 ) -> Data:
     """:func:`generate` for any number of images, some at a time; results are on the CPU.
 
-    The sampler's noise follows from the seed and the first row of a batch.
-
-    Args:
-        score: the score of some rows.
-        sde: the forward process.
-        x_1: standard normal, a start for each image.
-        settings: how images are drawn.
-        device: where the score runs.
-        batch: images drawn together at most, in whole groups of ``shared``.
-        seed: of the sampler's noise.
-        shared: so many consecutive images see the same noise of the sampler.
-        report: called with the number of images done.
-        kept: batches that an interrupted call finished; those of this call are added.
+    ``score`` gives the score of some rows, on ``device``; x_1 is standard normal. At most
+    ``batch`` images are drawn together, in whole groups of ``shared`` consecutive ones that see
+    the same noise of the sampler; it follows from the seed and the first row of the batch.
+    ``report`` is called with the number of images done. ``kept`` holds the batches that an
+    interrupted call finished; those of this call are added.
     """
     parts = []
-    for rows in _batches(len(x_1), batch, shared):
+    size = max(1, batch // shared) * shared
+    for first in range(0, len(x_1), size):
+        rows = slice(first, min(first + size, len(x_1)))
         x_0 = kept.load(rows) if kept is not None else None
         if x_0 is None:
-            noise = _noise(make_generator(device, seed, "sampler", rows.start), shared)
+            noise = _noise(make_generator(device, seed, "sampler", first), shared)
             start = x_1[rows].to(device) * sde.terminal_std
             x_0 = generate(score(rows), sde, start, settings, noise=noise).cpu()
             if kept is not None:
@@ -296,13 +275,6 @@ def draw_in_batches(
         parts.append(x_0)
         report(rows.stop)
     return torch.cat(parts)
-
-
-def _batches(count: int, batch: int, shared: int) -> Iterator[slice]:
-    """Slices of at most ``batch`` rows, in whole groups of ``shared``."""
-    size = max(1, batch // shared) * shared
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))
 
 
 def _noise(generator: torch.Generator, shared: int) -> NoiseFn:

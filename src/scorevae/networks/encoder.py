@@ -26,6 +26,15 @@ from scorevae.shapes import Images, Times
 LOG_VARIANCE_RANGE = (-14.0, 4.0)
 
 Features = Float[Tensor, "batch _ height width"]
+AnyFeatures = Float[Tensor, "batch _ _ _"]
+
+
+def zero_linear(features: int, outputs: int) -> nn.Linear:
+    """A linear map that starts as zero."""
+    layer = nn.Linear(features, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def soft_bound(x: Tensor, low: float, high: float) -> Tensor:
@@ -39,9 +48,7 @@ class GaussianHead(nn.Module):
     def __init__(self, features: int, latent: int) -> None:
         super().__init__()
         self.mean = nn.Linear(features, latent)
-        self.log_variance = nn.Linear(features, latent)
-        nn.init.zeros_(self.log_variance.weight)
-        nn.init.zeros_(self.log_variance.bias)
+        self.log_variance = zero_linear(features, latent)
 
     def forward(self, features: Float[Tensor, "batch feature"]) -> DiagonalGaussian:
         """The Gaussian of each row of features, in float32 under autocast too.
@@ -71,12 +78,7 @@ class LinearPath(nn.Module):
     def __init__(self, pixels: int, latent: int, time: TimeEmbedding | None) -> None:
         super().__init__()
         self.map = nn.Linear(pixels, latent, bias=False)
-        self.modulation: nn.Linear | None = None
-        if time is not None:
-            # Zero at the start, as in ResBlock.
-            self.modulation = nn.Linear(time.width, 2 * latent)
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+        self.modulation = None if time is None else zero_linear(time.width, 2 * latent)
 
     def forward(
         self, posterior: DiagonalGaussian, x: Images, embedded: Tensor | None, c: Tensor | None
@@ -137,12 +139,8 @@ class ResBlock(nn.Module):
         self.norm = nn.GroupNorm(groups, after)
         self.second = nn.Sequential(nn.SiLU(), nn.Conv2d(after, after, 3, padding=1))
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-        self.modulation: nn.Linear | None = None
-        if time_width is not None:
-            # Zero at the start, so that weights of an encoder without time stay valid at every t.
-            self.modulation = nn.Linear(time_width, 2 * after)
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+        # Zero at the start, so that weights of an encoder without time stay valid at every t.
+        self.modulation = None if time_width is None else zero_linear(time_width, 2 * after)
 
     def forward(self, x: Features, embedded: Tensor | None) -> Features:
         """x plus its residual; ``embedded`` is the embedded time (batch or 1, time_width)."""
@@ -167,8 +165,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """softmax(qᵀk/√channels) v for every pixel."""
-        parts = self.query_key_value(self.norm(x)).flatten(2).chunk(3, dim=1)
-        query, key, value = parts  # (batch, channels, pixels)
+        # Each (batch, channels, pixels).
+        query, key, value = self.query_key_value(self.norm(x)).flatten(2).chunk(3, dim=1)
         weights = (query.transpose(1, 2) @ key / math.sqrt(x.shape[1])).softmax(dim=2)
         mixed = value @ weights.transpose(1, 2)
         return x + self.out(mixed.unflatten(2, tuple(x.shape[2:])))
@@ -195,16 +193,11 @@ def middle(settings: EncoderNetworkConfig, time_width: int | None) -> list[nn.Mo
     if not settings.attention:
         return []
     width, groups = settings.channels[-1], settings.groups
-    return [
-        ResBlock(width, width, groups, time_width),
-        SelfAttention(width, groups),
-        ResBlock(width, width, groups, time_width),
-    ]
+    first = ResBlock(width, width, groups, time_width)
+    return [first, SelfAttention(width, groups), ResBlock(width, width, groups, time_width)]
 
 
-def run_layers(
-    layers: nn.ModuleList, x: Features, embedded: Tensor | None
-) -> Float[Tensor, "batch _ _ _"]:
+def run_layers(layers: nn.ModuleList, x: Features, embedded: Tensor | None) -> AnyFeatures:
     """Apply layers in order; residual blocks read the embedded time as well."""
     for layer in layers:
         x = layer(x, embedded) if isinstance(layer, ResBlock) else layer(x)
@@ -223,10 +216,9 @@ class ResNetEncoder(nn.Module):
         self, image: ImageConfig, latent: int, settings: EncoderNetworkConfig, sde: SDE | None
     ) -> None:
         super().__init__()
-        channels, groups = settings.channels, settings.groups
+        channels, groups, patch = settings.channels, settings.groups, settings.patch
         time_width = None if sde is None else 2 * channels[0]
         self.time = None if sde is None else TimeEmbedding(sde, 2 * channels[0])
-        patch = settings.patch
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(patch),
             nn.Conv2d(image.channels * patch**2, channels[0], 3, padding=1),
@@ -242,16 +234,13 @@ class ResNetEncoder(nn.Module):
         self.layers = nn.ModuleList([*layers, *middle(settings, time_width)])
         self.finish = nn.Sequential(nn.GroupNorm(groups, before), nn.SiLU(), nn.Flatten())
         self.head = GaussianHead(before * side**2, latent)
-        self.linear: LinearPath | None = None
-        if settings.linear:
-            self.linear = LinearPath(image.pixels, latent, self.time)
+        self.linear = LinearPath(image.pixels, latent, self.time) if settings.linear else None
 
     def forward(self, x_t: Images, t: Times) -> DiagonalGaussian:
         """q(z|x_t, t); t is ignored by an encoder built without a forward process."""
         embedded, c = None, None
         if self.time is not None:
-            x_t = unit_scale(self.time.sde, x_t, t)
-            embedded = self.time(t)
+            x_t, embedded = unit_scale(self.time.sde, x_t, t), self.time(t)
             c = signal_share(self.time.sde, t)[:, None]
         posterior = self.head(self.finish(run_layers(self.layers, self.stem(x_t), embedded)))
         return posterior if self.linear is None else self.linear(posterior, x_t, embedded, c)
@@ -276,11 +265,9 @@ def build_encoder(
     settings: EncoderNetworkConfig, image: ImageConfig, latent: int, sde: SDE | None
 ) -> nn.Module:
     """The encoder of ``params.yaml``; ``sde=None`` gives the VAE's, which knows no time."""
-    match settings.kind:
-        case "conv":
-            return ConvEncoder(image, latent, settings.channels, sde)
-        case "resnet":
-            return ResNetEncoder(image, latent, settings, sde)
+    if settings.kind == "conv":
+        return ConvEncoder(image, latent, settings.channels, sde)
+    return ResNetEncoder(image, latent, settings, sde)
 
 
 def copy_trunk(source: nn.Module, target: nn.Module) -> None:
@@ -321,10 +308,6 @@ class TrainedEncoder(NamedTuple):
 
 
 def load_encoder(path: Path) -> TrainedEncoder:
-    """Rebuild a frozen encoder on the CPU.
-
-    Raises:
-        UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
-    """
+    """Rebuild a frozen encoder on the CPU; raises as ``read_header`` and ``load_weights``."""
     header = read_header(path, EncoderHeader)
     return TrainedEncoder(load_weights(path, header.build()), header)

@@ -30,13 +30,12 @@ class PriorUNet(nn.Module):
         self.sde = sde
         self.output = settings.output
         levels = len(settings.channels)
-        sides = [image.size // 2**level for level in range(levels)]
         if image.size % 2 ** (levels - 1):
             raise UserError(
                 f"prior.network.channels: {levels} levels do not divide images of size "
                 f"{image.size}; give fewer levels"
             )
-        attends = [side in settings.attention for side in sides]
+        attends = [image.size // 2**level in settings.attention for level in range(levels)]
         self.unet = UNet2DModel(
             sample_size=image.size,
             in_channels=image.channels,
@@ -52,8 +51,7 @@ class PriorUNet(nn.Module):
 
     def forward(self, x_t: Images, t: Times) -> Images:
         """Predict the noise of x_t; t has shape () or (batch,)."""
-        level = noise_level(self.sde, t)
-        scaled = unit_scale(self.sde, x_t, t)
+        level, scaled = noise_level(self.sde, t), unit_scale(self.sde, x_t, t)
         output = self.unet(scaled, level.to(torch.float32), return_dict=False)[0]
         if self.output == "noise":
             return output
@@ -87,10 +85,6 @@ class Prior(NamedTuple):
 
 
 def load_prior(path: Path) -> Prior:
-    """Rebuild a frozen prior on the CPU.
-
-    Raises:
-        UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
-    """
+    """Rebuild a frozen prior on the CPU; raises as ``read_header`` and ``load_weights``."""
     header = read_header(path, PriorHeader)
     return Prior(load_weights(path, header.build()), header)

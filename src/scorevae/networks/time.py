@@ -40,8 +40,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, sde: SDE, width: int) -> None:
         super().__init__()
-        self.sde = sde
-        self.width = width
+        self.sde, self.width = sde, width
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Times) -> Float[Tensor, "batch width"] | Float[Tensor, "1 width"]:

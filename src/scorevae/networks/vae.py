@@ -54,8 +54,7 @@ class ResNetDecoder(nn.Module):
         for depth, after in reversed(list(enumerate(channels))):
             side = smallest_side(image, depth, patch)
             if depth < len(channels) - 1:
-                layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
-                layers.append(nn.Conv2d(before, before, 3, padding=1))
+                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, before, 3, padding=1)]
             layers += residual_level(before, after, settings, side=side, time_width=None)
             before = after
         self.layers = nn.ModuleList(layers)
@@ -88,11 +87,9 @@ class VAE(nn.Module):
 
 def build_decoder(settings: EncoderNetworkConfig, image: ImageConfig, latent: int) -> nn.Module:
     """The mirror of the encoder that the same settings describe."""
-    match settings.kind:
-        case "conv":
-            return ConvDecoder(image, latent, settings.channels)
-        case "resnet":
-            return ResNetDecoder(image, latent, settings)
+    if settings.kind == "conv":
+        return ConvDecoder(image, latent, settings.channels)
+    return ResNetDecoder(image, latent, settings)
 
 
 class VAEHeader(Header):
@@ -116,10 +113,6 @@ class TrainedVAE(NamedTuple):
 
 
 def load_vae(path: Path) -> TrainedVAE:
-    """Rebuild a frozen VAE on the CPU.
-
-    Raises:
-        UserError: as :func:`scorevae.networks.weights.read_header` and ``load_weights``.
-    """
+    """Rebuild a frozen VAE on the CPU; raises as ``read_header`` and ``load_weights``."""
     header = read_header(path, VAEHeader)
     return TrainedVAE(load_weights(path, header.build()), header)

@@ -48,33 +48,25 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
             holds weights of another kind or format.
     """
     (wanted,) = get_args(expected.model_fields["kind"].annotation)
+    remedy = f"give {wanted} weights written by ScoreVAE"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; run the stage that writes it (dvc repro)"
-        ) from None
+        why = "no such file; run the stage that writes it (dvc repro)"
+        raise UserError(f"{path}: {why}") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: not a safetensors file ({error}); give {wanted} weights written by ScoreVAE"
-        ) from None
+        raise UserError(f"{path}: not a safetensors file ({error}); {remedy}") from None
     if "scorevae" not in metadata:
-        raise UserError(
-            f"{path}: carries no ScoreVAE header; give {wanted} weights written by ScoreVAE"
-        )
+        raise UserError(f"{path}: carries no ScoreVAE header; {remedy}")
     try:
         tree = json.loads(metadata["scorevae"])
         found = tree["kind"], tree["format"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: its ScoreVAE header is damaged; give {wanted} weights written by ScoreVAE"
-        ) from None
+        raise UserError(f"{path}: its ScoreVAE header is damaged; {remedy}") from None
     if found != (wanted, FORMAT):
-        raise UserError(
-            f"{path}: holds {found[0]} weights of format {found[1]}; give "
-            f"{wanted} weights of format {FORMAT}"
-        )
+        held = f"holds {found[0]} weights of format {found[1]}"
+        raise UserError(f"{path}: {held}; give {wanted} weights of format {FORMAT}")
     header = parse(expected, tree, str(path))
     if header.data_range != DATA_RANGE:
         raise UserError(
