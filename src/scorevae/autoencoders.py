@@ -20,7 +20,7 @@ from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encoder
 from scorevae.networks.prior import Prior, PriorHeader, load_prior
-from scorevae.networks.vae import TrainedVAE, load_vae
+from scorevae.networks.vae import TrainedVAE, VAEHeader, load_vae
 from scorevae.randomness import make_generator
 from scorevae.sampling import KeptBatches, Report, draw_in_batches
 from scorevae.score import Encoder, Posterior, ScoreFn, prior_score
@@ -38,10 +38,11 @@ class System(ABC):
     Results are on the CPU, whatever the device; ``batch`` images at a time bound the memory.
     """
 
-    device: torch.device
-    batch: int
-    image_shape: tuple[int, int, int]
-    latent: int
+    def __init__(
+        self, header: EncoderHeader | VAEHeader, device: torch.device | str | None, batch: int
+    ) -> None:
+        self.device = torch.device(device) if device is not None else default_device()
+        self.batch, self.image_shape, self.latent = batch, header.image.shape, header.latent
 
     @property
     @abstractmethod
@@ -76,10 +77,8 @@ class System(ABC):
 
     def _check_images(self, images: Images) -> None:
         if len(images) == 0 or images.shape[1:] != self.image_shape:
-            raise UserError(
-                f"images have shape {tuple(images.shape)}; give (count, "
-                f"{', '.join(map(str, self.image_shape))})"
-            )
+            wanted = ", ".join(map(str, ("count", *self.image_shape)))
+            raise UserError(f"images have shape {tuple(images.shape)}; give ({wanted})")
         low, high = images.min().item(), images.max().item()
         if not (low >= 0 and high <= 1):  # NaN too
             raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
@@ -110,25 +109,14 @@ class ScoreVAE(System):
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         batch: int = 500,
     ) -> None:
-        """Combine a prior and an encoder.
-
-        Args:
-            prior: from :func:`scorevae.networks.prior.load_prior`.
-            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
-            device: where networks run; CUDA if there is one, else the CPU.
-            sampling: how images are drawn.
-            batch: images in one evaluation of the networks.
+        """Combine a prior and an encoder on a device: CUDA if there is one, else the CPU.
 
         Raises:
             UserError: prior and encoder were trained under different processes or image shapes.
         """
         _check_same_space(prior.header, encoder.header)
-        self.device = torch.device(device) if device is not None else default_device()
-        self.sampling = sampling
-        self.batch = batch
-        self.sde = prior.sde
-        self.image_shape = encoder.header.image.shape
-        self.latent = encoder.header.latent
+        super().__init__(encoder.header, device, batch)
+        self.sampling, self.sde = sampling, prior.sde
         self.posterior = Posterior(
             prior_score(prior.network.to(self.device), prior.sde),
             encoder.network.to(self.device),
@@ -200,24 +188,22 @@ class ScoreVAE(System):
     ) -> Images:
         """Draw one image from p(x|z) for each latent.
 
-        Args:
-            z: latents, (count, latent).
-            guidance: γ of :meth:`scorevae.score.Posterior.score`.
-            seed: of x_1 and of the sampler's noise.
-            x_1: the noise to start from, standard normal, instead of a draw.
-            shared: so many consecutive latents see the same noise of the sampler.
-            report: called with the number of images done.
-            kept: batches that an interrupted call finished; those of this call are added.
+        ``guidance`` is γ of :meth:`scorevae.score.Posterior.score`; x_1, the standard normal noise
+        to start from, is drawn from the seed unless given. ``shared``, ``report`` and ``kept`` are
+        those of :func:`scorevae.sampling.draw_in_batches`.
 
         Raises:
             UserError: latents or x_1 have the wrong shape.
         """
         self._check_latents(z)
+        x_1 = self._noise(len(z), seed) if x_1 is None else x_1
+        if x_1.shape != (shape := (len(z), *self.image_shape)):
+            raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {shape}")
 
         def score(rows: slice) -> ScoreFn:
             return self.posterior.score(z[rows].to(self.device), guidance=guidance)
 
-        return self._draw(len(z), score, seed, x_1, report, shared, kept)
+        return self._draw(score, x_1, seed, shared, report, kept)
 
     def reconstruct(self, images: Images, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
@@ -230,7 +216,7 @@ class ScoreVAE(System):
 
     def sample_prior(self, count: int, *, seed: int = 0) -> Images:
         """Draw from the unconditional diffusion model."""
-        return self._draw(count, lambda rows: self.posterior.prior, seed, None, lambda done: None)
+        return self._draw(lambda rows: self.posterior.prior, self._noise(count, seed), seed)
 
     def interpolate(
         self, first: Images, second: Images, steps: int, *, guidance: float = 1.0, seed: int = 0
@@ -254,9 +240,8 @@ class ScoreVAE(System):
         """
         groups, members, _ = z.shape
         x_1 = self._noise(groups, seed).repeat_interleave(members, dim=0)
-        images = self.decode(
-            z.flatten(0, 1), guidance=guidance, seed=seed, x_1=x_1, shared=members
-        )
+        z = z.flatten(0, 1)
+        images = self.decode(z, guidance=guidance, seed=seed, x_1=x_1, shared=members)
         return images.unflatten(0, (groups, members))
 
     def decode_draws(
@@ -271,17 +256,13 @@ class ScoreVAE(System):
 
     def _draw(
         self,
-        count: int,
         score: Callable[[slice], ScoreFn],
+        x_1: Images,
         seed: int,
-        x_1: Images | None,
-        report: Report,
         shared: int = 1,
+        report: Report = lambda done: None,
         kept: KeptBatches | None = None,
     ) -> Images:
-        x_1 = self._noise(count, seed) if x_1 is None else x_1
-        if x_1.shape != (count, *self.image_shape):
-            raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {(count, *self.image_shape)}")
         x_0 = draw_in_batches(
             score,
             self.sde,
@@ -315,10 +296,7 @@ class VAE(System):
         self, vae: TrainedVAE, *, device: torch.device | str | None = None, batch: int = 500
     ) -> None:
         """Wrap a VAE from :func:`scorevae.networks.vae.load_vae`."""
-        self.device = torch.device(device) if device is not None else default_device()
-        self.batch = batch
-        self.image_shape = vae.header.image.shape
-        self.latent = vae.header.latent
+        super().__init__(vae.header, device, batch)
         self._network = vae.network.to(self.device)
 
     @classmethod

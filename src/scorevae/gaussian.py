@@ -4,8 +4,15 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from scorevae.shapes import Latents, PerSample
+
+
+def normal_like(x: Tensor, generator: torch.Generator | None, *shape: int) -> Tensor:
+    """Standard normal noise for each row of x, in the shape of a row or another one."""
+    size = (len(x), *(shape or x.shape[1:]))
+    return torch.randn(size, generator=generator, device=x.device, dtype=x.dtype)
 
 
 class DiagonalGaussian(NamedTuple):
@@ -20,10 +27,7 @@ class DiagonalGaussian(NamedTuple):
 
     def sample(self, generator: torch.Generator | None = None) -> Latents:
         """:meth:`at` noise that is drawn here."""
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
-        )
-        return self.at(noise)
+        return self.at(normal_like(self.mean, generator))
 
     def log_prob(self, z: Latents, *, log_determinant: bool = True) -> PerSample:
         """ln N(z; mean, Σ) = −½ Σ_i [(z_i − μ_i)²/Σ_ii + ln Σ_ii + ln 2π], summed over latents.

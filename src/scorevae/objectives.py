@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from scorevae.config import ObjectiveConfig, TimeDistribution, WarmStartConfig
-from scorevae.gaussian import DiagonalGaussian
+from scorevae.gaussian import DiagonalGaussian, normal_like
 from scorevae.score import Encoder, ScoreFn, latent_score
 from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Latents, PerSample
@@ -92,12 +92,6 @@ def _squared_norm(x: Data) -> PerSample:
     return x.flatten(1).square().sum(dim=1)
 
 
-def _noise(like: Data, generator: torch.Generator, *shape: int) -> Tensor:
-    """Standard normal noise for each row, of another shape than the row's where one is given."""
-    size = (len(like), *(shape or like.shape[1:]))
-    return torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
-
-
 PriorDraw = tuple[PerSample, Data]  # t and ε
 EncoderDraw = tuple[TimeSample, Data, Latents]  # times, ε and the noise of z
 WarmStartDraw = tuple[PerSample, Data, Bool[Tensor, " batch"]]  # t, ε, rows put back to t = 0
@@ -116,7 +110,7 @@ class PriorObjective(Objective):
 
     def draw(self, x_0: Data, generator: torch.Generator) -> PriorDraw:
         """Times, then ε."""
-        return draw_times(self.sde, x_0, generator, self.time).t, _noise(x_0, generator)
+        return draw_times(self.sde, x_0, generator, self.time).t, normal_like(x_0, generator)
 
     def loss(self, module: nn.Module, x_0: Data, draw: PriorDraw) -> Losses:
         """``loss`` of ε_p."""
@@ -145,7 +139,7 @@ class VAEObjective(Objective):
 
     def draw(self, x_0: Data, generator: torch.Generator) -> Latents:
         """The noise of z."""
-        return _noise(x_0, generator, self.latent)
+        return normal_like(x_0, generator, self.latent)
 
     def loss(self, module: VAE, x_0: Data, draw: Latents) -> Losses:
         """``loss`` of encoder and decoder; ``distortion`` and ``rate``, the KL."""
@@ -175,7 +169,7 @@ class EncoderObjective(Objective):
     def draw(self, x_0: Data, generator: torch.Generator) -> EncoderDraw:
         """Times, then ε, then the noise of z."""
         times = draw_times(self.sde, x_0, generator, self.settings.time)
-        return times, _noise(x_0, generator), _noise(x_0, generator, self.latent)
+        return times, normal_like(x_0, generator), normal_like(x_0, generator, self.latent)
 
     def loss(self, module: Encoder, x_0: Data, draw: EncoderDraw) -> Losses:
         """``loss`` of the encoder; ``diffusion``, the integral, and ``rate``, the KL."""
@@ -212,7 +206,7 @@ class WarmStartObjective(Objective):
     def draw(self, x_0: Data, generator: torch.Generator) -> WarmStartDraw:
         """Times, then ε, then the clean rows."""
         t = draw_times(self.sde, x_0, generator, "log_snr").t
-        noise = _noise(x_0, generator)
+        noise = normal_like(x_0, generator)
         uniform = torch.rand(t.shape, generator=generator, device=t.device)
         return t, noise, uniform < self.settings.clean_share
 

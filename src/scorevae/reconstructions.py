@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scorevae.autoencoders import ScoreVAE, System
 from scorevae.config import Config
+from scorevae.data.arrays import read_array
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.randomness import make_generator
@@ -17,6 +17,8 @@ from scorevae.runtime.interruption import Interrupted, stop_requests
 from scorevae.runtime.progress import progress
 from scorevae.runtime.state import BatchFolder
 from scorevae.shapes import Images, Latents
+
+KINDS = ("images", "mean", "log_variance")  # the files of a system
 
 
 class Reconstructions(NamedTuple):
@@ -73,9 +75,8 @@ def _decode(model: ScoreVAE, z: Latents, config: Config, kept: BatchFolder) -> I
 def save(folder: Path, name: str, reconstructions: Reconstructions) -> None:
     """Write ``<name>_{images,mean,log_variance}.npy`` (float32, N×C×H×W and N×latent)."""
     images, posterior = reconstructions
-    np.save(folder / f"{name}_images.npy", images.numpy())
-    np.save(folder / f"{name}_mean.npy", posterior.mean.numpy())
-    np.save(folder / f"{name}_log_variance.npy", posterior.log_variance.numpy())
+    for kind, values in zip(KINDS, (images, *posterior), strict=True):
+        np.save(folder / f"{name}_{kind}.npy", values.numpy())
 
 
 def load(folder: Path, name: str, originals: Images) -> Reconstructions:
@@ -84,22 +85,13 @@ def load(folder: Path, name: str, originals: Images) -> Reconstructions:
     Raises:
         UserError: a file is missing or no array, or its images are not those of the test set.
     """
-    images = _read(folder / f"{name}_images.npy")
+    images, mean, log_variance = (
+        torch.from_numpy(read_array(folder / f"{name}_{kind}.npy", "reconstruct"))
+        for kind in KINDS
+    )
     if images.shape != originals.shape:
         raise UserError(
             f"{folder / name}_images.npy: shape {tuple(images.shape)}, the test images have "
             f"{tuple(originals.shape)}; run the stage reconstruct again"
         )
-    mean = _read(folder / f"{name}_mean.npy")
-    return Reconstructions(
-        images, DiagonalGaussian(mean, _read(folder / f"{name}_log_variance.npy"))
-    )
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as an array ({error}); run the stage reconstruct again"
-        ) from None
+    return Reconstructions(images, DiagonalGaussian(mean, log_variance))

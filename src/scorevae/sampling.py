@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from scorevae.config import SamplingConfig
+from scorevae.gaussian import normal_like
 from scorevae.randomness import make_generator
 from scorevae.score import ScoreFn, denoised_to_score, score_to_denoised, score_to_noise
 from scorevae.sde import SDE, log_snr_range
@@ -279,10 +280,4 @@ def draw_in_batches(
 
 def _noise(generator: torch.Generator, shared: int) -> NoiseFn:
     """Standard normal noise like its argument, the same for ``shared`` consecutive rows."""
-
-    def noise(x: Tensor) -> Tensor:
-        shape = (len(x) // shared, *x.shape[1:])
-        drawn = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-        return drawn.repeat_interleave(shared, dim=0)
-
-    return noise
+    return lambda x: normal_like(x[::shared], generator).repeat_interleave(shared, dim=0)

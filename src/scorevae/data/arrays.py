@@ -36,16 +36,21 @@ def load_split(
         UserError: the folder is not a prepared data set, or its images have another shape.
     """
     path = folder / f"{split}_images.npy"
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as an array ({error}); run the stage download again"
-        ) from None
+    images = read_array(path, "download", mmap_mode="r")
     check_shape(images, image, str(path))
     labels_path = folder / f"{split}_labels.npy"
     labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
     return Split(images[:limit], labels if labels is None else labels[:limit])
+
+
+def read_array(path: Path, stage: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """An array, or its memory map, that a stage wrote; raise UserError if it is none."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an array ({error}); run the stage {stage} again"
+        ) from None
 
 
 def class_names(folder: Path) -> dict[int, str]:

@@ -56,7 +56,7 @@ def _permutation(seed: int, count: int) -> np.ndarray:
 
 
 def batches(
-    images: StoredImages,
+    images: StoredImages,  # usually a memory map
     size: int,
     seed: int,
     *,
@@ -69,17 +69,10 @@ def batches(
 
     Nothing is remembered from step to step, and the way the images travel changes no number.
     Arrays that fit into half of a GPU's free memory are copied there once, as uint8. Larger ones
-    are read ahead by worker processes. On a CPU the memory map is read directly, which costs next
-    to nothing beside a step.
-
-    Args:
-        images: the array, usually a memory map.
-        size: images of one step, over all processes.
-        seed: of order and mirroring.
-        flip: mirror each image left to right with probability one half.
-        device: where the batches are wanted.
-        share: (rank, processes); this process gets its rows of every batch.
-        workers: processes that read ahead; None chooses (``SCOREVAE_WORKERS`` overrides).
+    are read ahead by ``workers`` (None: :func:`default_workers`). On a CPU the memory map is read
+    directly, which costs next to nothing beside a step. ``size`` counts the images of a step over
+    all processes, of which ``share`` = (rank, processes) gets its own; ``flip`` mirrors each left
+    to right with probability one half.
 
     Raises:
         UserError: a batch is larger than the data set, or smaller than the number of processes.
@@ -139,9 +132,9 @@ class _Stored(Dataset[StoredBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Send a memory map (of a file's beginning) to another process by its file's name."""
-        images = self._images
+        images: StoredImages | Path = self._images
         if isinstance(images, np.memmap) and images.filename is not None:
-            return {"_images": Path(images.filename), "_draw": self._draw}
+            images = Path(images.filename)
         return {"_images": images, "_draw": self._draw}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
