@@ -60,11 +60,8 @@ class Estimate(NamedTuple):
 
     def scaled(self, factor: float) -> "Estimate":
         """The same in another unit."""
-        return Estimate(
-            factor * self.mean,
-            None if self.monte_carlo_error is None else factor * self.monte_carlo_error,
-            None if self.image_error is None else factor * self.image_error,
-        )
+        errors = (None if error is None else factor * error for error in self[1:])
+        return Estimate(factor * self.mean, *errors)
 
 
 class Integrand(NamedTuple):
@@ -93,8 +90,8 @@ class Bound:
 
     def bits_per_dimension(self) -> dict[str, Estimate]:
         """All estimates divided by d ln 2."""
-        parts = {"total": self.total, **self.terms}
-        parts |= {"below_t_min": self.below_t_min, "theorem_3": self.theorem_3}
+        others = {"below_t_min": self.below_t_min, "theorem_3": self.theorem_3}
+        parts = {"total": self.total, **self.terms, **others}
         factor = 1 / (self.dimensions * math.log(2))
         return {name: estimate.scaled(factor) for name, estimate in parts.items()}
 
@@ -120,23 +117,6 @@ class Levels(NamedTuple):
         return length * values.unflatten(1, (self.repeats, -1)).mean(dim=2)
 
 
-class Networks(NamedTuple):
-    """What the bound is of; without a posterior, of the prior alone."""
-
-    sde: SDE
-    prior: ScoreFn
-    posterior: Posterior | None
-
-
-class Sampled(NamedTuple):
-    """What was drawn and computed for some images; the last two need a posterior."""
-
-    noise: Draws  # ‖ε‖²
-    prior: Draws  # ‖ε − ε̂_p‖²
-    posterior: Draws | None  # ‖ε − ε̂‖²
-    rate: Nats | None
-
-
 @torch.no_grad()
 def likelihood_bound(
     x_0: Data,
@@ -154,28 +134,25 @@ def likelihood_bound(
 ) -> Bounds:
     """Bounds on −ln p(x_0), see the module; results are on the CPU.
 
-    Repeats are independent of each other: their spread is the Monte-Carlo error, however t is
+    x_0 holds 8-bit grey values in [−1, 1] on the networks' device; ``posterior`` is s_p and
+    q(z|x_t, t), or s_p alone, for the bound of a prior.
+
+    There are ``repeats`` (at least 2) estimates, each from ``draws`` of (t, noise, z) for every
+    image. They are independent of each other: their spread is the Monte-Carlo error, however t is
     stratified within one. Noise depends on the seed and an image's row, not on ``batch``.
 
-    Args:
-        x_0: images in [−1, 1] that hold 8-bit grey values, on the networks' device.
-        sde: the forward process of both networks.
-        posterior: s_p and q(z|x_t, t); or a score, s_p, for the bound of a prior alone.
-        repeats: independent estimates, at least 2.
-        draws: of (t, noise, z) for each image and repeat; the networks are evaluated
-            ``repeats`` · ``draws`` times for each image.
-        batch: images in one evaluation; bounds memory.
-        seed: of all randomness.
-        smallest_noise: σ_ε/α_ε, where the integral ends and ``decoder`` begins.
-        decoder: E ln p(x_0|x_ε); None is :func:`grey_values`. With a density in its place the
-            bound is one on a density.
-        bins: of the integrand.
-        report: called with the number of images done.
+    At σ_ε/α_ε = ``smallest_noise`` the integral ends and ``decoder`` begins: E ln p(x_0|x_ε), by
+    default :func:`grey_values`; with a density in its place the bound is one on a density.
+    ``report`` is called with the number of images done.
 
     Raises:
         UserError: no images, too few repeats or draws, or values that are no grey values.
     """
-    _check(x_0, repeats, draws)
+    if len(x_0) == 0:
+        raise UserError("likelihood: got no images; give at least one")
+    for name, value, least in (("repeats", repeats, 2), ("draws", draws, 1)):
+        if value < least:
+            raise UserError(f"likelihood.{name}: got {value}; give at least {least}")
     exact = {
         "reconstruction": -(decoder or grey_values)(x_0, smallest_noise),
         "prior_matching": prior_matching(sde, x_0),
@@ -183,38 +160,20 @@ def likelihood_bound(
     levels = stratified_levels(
         sde, smallest_noise, len(x_0), repeats=repeats, draws=draws, seed=seed
     )
-    if isinstance(posterior, Posterior):
-        networks = Networks(sde, posterior.prior, posterior)
-    else:
-        networks = Networks(sde, posterior, None)
     parts = []
     for first in range(0, len(x_0), batch):
         rows = slice(first, min(first + batch, len(x_0)))
-        parts.append(_sample(networks, x_0[rows], levels.log_snr[rows], seed, first))
+        parts.append(_sample(sde, posterior, x_0[rows], levels.log_snr[rows], seed, first))
         report(rows.stop)
-    noise, alone, with_latent, rate = (_join(column) for column in zip(*parts, strict=True))
-    assert noise is not None
-    assert alone is not None
+    noise, alone, *latent = (torch.cat(column) for column in zip(*parts, strict=True))
     no_rate = torch.zeros(len(x_0), dtype=torch.float64)
+    prior = _bound(sde, x_0, levels, exact | {"rate": no_rate}, noise, alone, bins)
+    if not latent:
+        return Bounds(prior, None)
+    with_latent, rate = latent
     return Bounds(
-        _bound(sde, x_0, levels, exact | {"rate": no_rate}, noise, alone, bins),
-        None
-        if with_latent is None or rate is None
-        else _bound(sde, x_0, levels, exact | {"rate": rate}, noise, with_latent, bins),
+        prior, _bound(sde, x_0, levels, exact | {"rate": rate}, noise, with_latent, bins)
     )
-
-
-def _check(x_0: Data, repeats: int, draws: int) -> None:
-    if len(x_0) == 0:
-        raise UserError("likelihood: got no images; give at least one")
-    for name, value, least in (("repeats", repeats, 2), ("draws", draws, 1)):
-        if value < least:
-            raise UserError(f"likelihood.{name}: got {value}; give at least {least}")
-
-
-def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
 
 
 def extended(score: ScoreFn, sde: SDE) -> ScoreFn:
@@ -256,14 +215,17 @@ def stratified_levels(
     return Levels(log_snr, largest, smallest, repeats)
 
 
-def _sample(networks: Networks, x_0: Data, log_snr: Draws, seed: int, first: int) -> Sampled:
-    """Squared errors of the noise predictions for one chunk of images, draw by draw."""
-    sde, prior, posterior = networks
+def _sample(
+    sde: SDE, posterior: Posterior | ScoreFn, x_0: Data, log_snr: Draws, seed: int, first: int
+) -> tuple[Tensor, ...]:
+    """‖ε‖² and ‖ε − ε̂_p‖² of some images, draw by draw; given q(z|x_t, t), ‖ε − ε̂‖² and rates."""
+    latent = posterior if isinstance(posterior, Posterior) else None
+    prior = posterior.prior if isinstance(posterior, Posterior) else posterior
     rows, count = range(first, first + len(x_0)), log_snr.shape[1]
     noise = _noise(x_0, rows, (count, *x_0.shape[1:]), seed, "noise")
     times = sde.time_of_log_snr(log_snr.flatten()).reshape(log_snr.shape).to(x_0)
-    if posterior is not None:
-        q_0 = posterior.encoder(x_0, torch.zeros_like(times[:, 0]))
+    if latent is not None:
+        q_0 = latent.encoder(x_0, torch.zeros_like(times[:, 0]))
         z_noise = _noise(x_0, rows, (count, q_0.mean.shape[1]), seed, "z")
         z = q_0.mean[:, None] + torch.exp(0.5 * q_0.log_variance)[:, None] * z_noise
     alone, with_latent = [], []
@@ -273,15 +235,15 @@ def _sample(networks: Networks, x_0: Data, log_snr: Draws, seed: int, first: int
         sigma = over(sde.marginal(t).sigma, x_t)
         residual = noise[:, draw] + sigma * extended(prior, sde)(x_t, t)
         alone.append(_squared_norm(residual))
-        if posterior is not None:
-            correction = posterior.correction(z[:, draw])
+        if latent is not None:
+            correction = latent.correction(z[:, draw])
             residual = residual + sigma * extended(correction, sde)(x_t, t)
             with_latent.append(_squared_norm(residual))
     norms = _squared_norm(noise.flatten(0, 1)).unflatten(0, (len(x_0), count))
-    if posterior is None:
-        return Sampled(norms, torch.stack(alone, dim=1), None, None)
-    rate = q_0.kl_to_standard_normal().double().cpu()
-    return Sampled(norms, torch.stack(alone, dim=1), torch.stack(with_latent, dim=1), rate)
+    found = norms, torch.stack(alone, dim=1)
+    if latent is None:
+        return found
+    return *found, torch.stack(with_latent, dim=1), q_0.kl_to_standard_normal().double().cpu()
 
 
 def _noise(
@@ -316,13 +278,12 @@ def _bound(
     total = torch.stack(list(terms.values())).sum(dim=0)
     below = errors * (levels.log_snr > log_snr_range(sde)[0])
     by_song = theorem_3(sde, x_0, levels, diffusion - 0.5 * levels.integral(noise))
-    by_song = terms["reconstruction"] + terms["rate"] + by_song
     return Bound(
         dimensions=dimensions,
         total=estimate(total),
         terms={name: estimate(values) for name, values in terms.items()},
         below_t_min=estimate(0.5 * levels.integral(below)),
-        theorem_3=estimate(by_song),
+        theorem_3=estimate(terms["reconstruction"] + terms["rate"] + by_song),
         per_image=total.mean(dim=1),
         integrand=_binned(sde, levels, errors / (2 * dimensions * math.log(2)), bins),
     )
@@ -347,13 +308,8 @@ def theorem_3(sde: SDE, x_0: Data, levels: Levels, excess: Repeats) -> Repeats:
     less the entropy (d/2) ln(2πe σ_ε²) of x_ε, which the decoder's ln p(x_0|x_ε) makes up for.
     Appendix A.1 of arXiv 2304.12141 loses both factors ½ and writes π(x_t) for π(x_1). The last
     two integrals together are (d/2) ln(σ_1²/σ_ε²); here they are estimated at the times drawn,
-    so that their noise, and any error in f or g, is this estimator's own.
-
-    Args:
-        sde: the forward process.
-        x_0: images.
-        levels: the λ drawn.
-        excess: ½ ∫ g² E[…] dt, the first integral above.
+    so that their noise, and any error in f or g, is this estimator's own. ``excess`` is the first
+    integral, ½ ∫ g² E[…] dt.
     """
     d = x_0[0].numel()
     one = torch.tensor(1.0, dtype=torch.float64)
@@ -371,9 +327,8 @@ def theorem_3(sde: SDE, x_0: Data, levels: Levels, excess: Repeats) -> Repeats:
 
 def estimate(values: Repeats) -> Estimate:
     """Mean of nats, a row for each image; errors from the spread of repeats, and of images."""
-    return Estimate(
-        values.mean().item(), _standard_error(values.mean(0)), _standard_error(values.mean(1))
-    )
+    errors = (_standard_error(values.mean(dim)) for dim in (0, 1))
+    return Estimate(values.mean().item(), *errors)
 
 
 def _standard_error(values: Float64[Tensor, " _"]) -> float | None:
@@ -390,8 +345,7 @@ def _binned(sde: SDE, levels: Levels, values: Draws, bins: int) -> Integrand:
         return torch.zeros(bins, dtype=torch.float64).index_add(0, index, x) / count
 
     average = mean(values.flatten())
-    spread = mean((values.flatten() - average[index]) ** 2)
-    error = torch.sqrt(spread / (count - 1))
+    error = torch.sqrt(mean((values.flatten() - average[index]) ** 2) / (count - 1))
     return Integrand(0.5 * (edges[1:] + edges[:-1]), average, error, log_snr_range(sde)[0])
 
 

@@ -71,16 +71,11 @@ def ode_log_likelihood(
     d ln(2/255) + E_u ln p(x_0 + u · 2/255), u uniform on [−½, ½], is a lower bound (Theis et al.
     2015, arXiv 1511.01844, §3.1). Signs and u depend on the seed and an image's row.
 
-    Args:
-        x_0: images in [−1, 1], on the network's device.
-        sde: the forward process.
-        prior: s_p; differentiated forwards, which its ``torch.no_grad`` does not prevent.
-        repeats: of u and signs for each image; the Monte-Carlo error needs two.
-        batch: images integrated together; they share the solver's steps.
-        seed: of all randomness.
-        tolerance: relative and absolute, of RK45; 1e-5 in Song et al. 2020.
-        smallest_noise: σ_ε/α_ε, where the ODE starts at x_ε = α_ε x_0.
-        report: called with the number of images done.
+    ``prior`` is differentiated forwards, which its ``torch.no_grad`` does not prevent. The
+    Monte-Carlo error needs two ``repeats`` of u and signs for each image; ``batch`` images share
+    the solver's steps, whose ``tolerance`` is relative and absolute, 1e-5 in Song et al. 2020. The
+    ODE starts at x_ε = α_ε x_0 with σ_ε/α_ε = ``smallest_noise``. ``report`` is called with the
+    number of images done.
 
     Raises:
         UserError: no images, or no repeats.
@@ -137,13 +132,7 @@ def ode_log_density(
 ) -> tuple[Nats, int]:
     """ln p(x) = ln p_ε(α_ε x) + d ln α_ε in nats, and the evaluations of the score.
 
-    Args:
-        x: points, in the space of x_0.
-        sde: the forward process.
-        score: s_p.
-        probes: e with Σ E[e eᵀ] = I: :func:`unit_vectors`, or one draw of random signs.
-        tolerance: of RK45.
-        smallest_noise: σ_ε/α_ε.
+    ``probes`` are e with Σ E[e eᵀ] = I: :func:`unit_vectors`, or one draw of random signs.
     """
     largest = -2 * math.log(smallest_noise)
     alpha = sde.marginal(sde.time_of_log_snr(torch.tensor(largest, dtype=torch.float64))).alpha
@@ -169,19 +158,12 @@ def flow_to_noise(
     def slope(log_snr: float, state: State) -> State:
         x_t = torch.from_numpy(state[:pixels]).reshape(x.shape).to(x)
         dx, divergence = _velocity(sde, score, x_t, log_snr, probes)
-        parts = dx.flatten().double().cpu(), divergence.double().cpu()
-        return torch.cat(parts).numpy()
+        return torch.cat([dx.flatten().double().cpu(), divergence.double().cpu()]).numpy()
 
+    end = log_snr_range(sde)[1]
     state = np.concatenate([x.flatten().double().cpu().numpy(), np.zeros(len(x))])
-    solution = solve_ivp(
-        slope,
-        (start, log_snr_range(sde)[1]),
-        state,
-        method="RK45",
-        rtol=tolerance,
-        atol=tolerance,
-        t_eval=[log_snr_range(sde)[1]],
-    )
+    accuracy = {"rtol": tolerance, "atol": tolerance}
+    solution = solve_ivp(slope, (start, end), state, method="RK45", t_eval=[end], **accuracy)
     if not solution.success:
         raise ArithmeticError(f"the probability-flow ODE was not solved: {solution.message}")
     last = torch.from_numpy(solution.y[:, -1].copy())
@@ -196,11 +178,9 @@ def _velocity(
     sigma = sde.marginal(t).sigma
     linear = (-((sigma / sde.diffusion(t)) ** 2) * sde.drift_rate(t)).item()
     factor = (0.5 * sigma**2).item()
-    value, divergence = _score_and_divergence(
-        extended(score, sde), x_t, t.to(x_t).expand(len(x_t)), probes
-    )
-    dx = linear * x_t + factor * value
-    return dx, linear * x_t[0].numel() + factor * divergence
+    times = t.to(x_t).expand(len(x_t))
+    value, divergence = _score_and_divergence(extended(score, sde), x_t, times, probes)
+    return linear * x_t + factor * value, linear * x_t[0].numel() + factor * divergence
 
 
 def _score_and_divergence(
