@@ -252,9 +252,9 @@ def test_spread() -> None:
     np.testing.assert_allclose(ours.mean, numbers.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ours.std, numbers.std(axis=1, ddof=1), rtol=1e-12)
     each = [l2_distances(x, drawn[:, k]).mean().item() for k in range(4)]
-    assert ours.l2_one == pytest.approx(np.mean(each), rel=1e-12)
-    assert ours.l2_mean == l2_distances(x, drawn.mean(dim=1)).mean().item()
-    assert ours.l2_mean < ours.l2_one  # by convexity of the norm
+    assert ours.l2_of_one_draw == pytest.approx(np.mean(each), rel=1e-12)
+    assert ours.l2_of_mean == l2_distances(x, drawn.mean(dim=1)).mean().item()
+    assert ours.l2_of_mean < ours.l2_of_one_draw  # by convexity of the norm
     assert ours.pixel_std == pytest.approx(
         np.sqrt(np.mean(numbers.var(axis=1, ddof=1))), rel=1e-12
     )

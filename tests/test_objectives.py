@@ -563,7 +563,9 @@ def test_draws_have_their_order(name: str, dtype: torch.dtype) -> None:
     objective, _ = every_objective(oracle)[name]
     x_0, generator, expected = torch.zeros(5, 3, dtype=dtype), seeded(1), seeded(1)
     draw = objective.draw(x_0, generator)
-    drawn = {"z_noise": draw} if name == "vae" else draw._asdict()
+    parts = {"vae": ["z_noise"], "prior": ["t", "noise"], "encoder": ["times", "noise", "z_noise"]}
+    names = parts.get(name, ["t", "noise", "clean"])
+    drawn = dict(zip(names, (draw,) if name == "vae" else draw, strict=True))
     if name != "vae":
         offset = torch.rand((), generator=expected, dtype=dtype)
         largest, smallest = log_snr_range(oracle.sde)

@@ -19,8 +19,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable
+from scorevae.evaluation.lpips import locate
 from scorevae.randomness import derive_seed, global_seed
-from scorevae.runtime.published import check_digest, kept_or_downloaded, own_file, weights_file
+from scorevae.runtime.published import check_digest, weights_file
 from scorevae.shapes import AnyImages, Labels
 
 Features = Float[Tensor, "_ feature"]
@@ -92,16 +93,10 @@ def _kernel_sum(x: Features, y: Features) -> float:
     return sum(_kernel(chunk, y).sum().item() for chunk in x.split(CHUNK))
 
 
-class Distances(NamedTuple):
-    """Between two sets of images in one feature space."""
-
-    frechet: float
-    kernel: float
-    images: int  # of the smaller set
-
-
-def distances(features: FeatureFn, generated: AnyImages, reference: AnyImages) -> Distances:
-    """Both distances of images in [0, 1], clamped as they would be shown.
+def distances(
+    features: FeatureFn, generated: AnyImages, reference: AnyImages
+) -> tuple[float, float]:
+    """Fréchet and kernel distance of images in [0, 1], clamped as they would be shown.
 
     The sets must be independent: reconstructions of the reference are not.
 
@@ -112,7 +107,7 @@ def distances(features: FeatureFn, generated: AnyImages, reference: AnyImages) -
     if count < FEWEST:
         raise Unavailable(f"sample quality: {count} image; {FEWEST} are the least")
     first, second = (features(images.clamp(0, 1)) for images in (generated, reference))
-    return Distances(frechet_distance(first, second), kernel_distance(first, second), count)
+    return frechet_distance(first, second), kernel_distance(first, second)
 
 
 def locate_inception(own: str | None, size: int) -> Path:
@@ -126,21 +121,12 @@ def locate_inception(own: str | None, size: int) -> Path:
         raise Unavailable(
             f"fid and kid: images of {size} pixels are under the {SMALLEST} that Inception needs"
         )
-    if own is not None:
-        return own_file(own, "evaluate.quality.inception")
-    try:
-        return kept_or_downloaded(INCEPTION)
-    except (OSError, RuntimeError) as error:
-        raise Unavailable(
-            f"fid and kid: Inception's weights {INCEPTION.name} cannot be downloaded "
-            f"({error}); name the file, or put it under $TORCH_HOME/hub/checkpoints"
-        ) from None
+    key = "evaluate.quality.inception"
+    return locate(INCEPTION, own, key, "fid and kid: Inception's weights")
 
 
 def load_inception(path: Path, device: torch.device | str = "cpu") -> FeatureFn:
-    """The 2048 pooled features of torchmetrics' Inception; never random weights.
-
-    Images become bytes, as its weights expect, and grey ones RGB.
+    """The 2048 pooled features of torchmetrics' Inception, of images as bytes and RGB.
 
     Raises:
         UserError: the file is not the one that torch-fidelity publishes.
@@ -233,9 +219,7 @@ def train_feature_classifier(
 
     def predict(x: AnyImages) -> Labels:
         logits = run(network, x).numpy()
-        if classes is None:
-            return (logits > 0).astype(np.int64)
-        return classes[logits.argmax(axis=1)]
+        return (logits > 0).astype(np.int64) if classes is None else classes[logits.argmax(axis=1)]
 
     return FeatureClassifier(features, predict)
 

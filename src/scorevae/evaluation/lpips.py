@@ -34,13 +34,12 @@ def trunk_file(net: LPIPSNet) -> WeightsFile:
     """The file that torchvision names for a trunk."""
     from torchvision import models  # seconds, which small images and a trunk at hand do without
 
-    match net:
-        case "alex":
-            return weights_file(models.AlexNet_Weights.IMAGENET1K_V1.url)
-        case "vgg":
-            return weights_file(models.VGG16_Weights.IMAGENET1K_V1.url)
-        case "squeeze":
-            return weights_file(models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url)
+    weights = {
+        "alex": models.AlexNet_Weights,
+        "vgg": models.VGG16_Weights,
+        "squeeze": models.SqueezeNet1_1_Weights,
+    }
+    return weights_file(weights[net].IMAGENET1K_V1.url)
 
 
 def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path, *, key: str = "lpips") -> str:
@@ -59,8 +58,12 @@ def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path, *, key: str =
         for net in dict.fromkeys((settings.net, PAPER_NET)):
             own = settings.trunk if net == settings.net else None
             try:
-                _check_size(size)
-                digest = _store(_locate(net, own, key), net, temporary / f"{net}.safetensors")
+                if size < SMALLEST:
+                    why = f"under the {SMALLEST} that its trunk needs"
+                    raise Unavailable(f"images of {size} pixels are {why}")
+                file = trunk_file(net)
+                source = locate(file, own, f"{key}.trunk", f"the {net} trunk")
+                digest = _store(source, file, net, temporary / f"{net}.safetensors")
                 status[net] = f"sha256 {digest}"
             except Unavailable as reason:
                 if settings.required and net == settings.net:
@@ -73,29 +76,27 @@ def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path, *, key: str =
     return "; ".join(f"lpips {net} {text}" for net, text in status.items())
 
 
-def _check_size(size: int) -> None:
-    if size < SMALLEST:
-        raise Unavailable(f"images of {size} pixels are under the {SMALLEST} that its trunk needs")
+def locate(file: WeightsFile, own: str | None, key: str, what: str) -> Path:
+    """The user's file, else the one in TORCH_HOME, else a fresh download there.
 
-
-def _locate(net: LPIPSNet, own: str | None, key: str) -> Path:
-    """The user's file, else the one in TORCH_HOME, else a fresh download there."""
+    Raises:
+        Unavailable: it cannot be downloaded.
+        UserError: the user's file, an entry of ``key``, is not there.
+    """
     if own is not None:
-        return own_file(own, f"{key}.trunk")
-    file = trunk_file(net)
+        return own_file(own, key)
     try:
         return kept_or_downloaded(file)
     except (OSError, RuntimeError) as error:
         raise Unavailable(
-            f"the {net} trunk {file.name} cannot be downloaded ({error}); name the file in "
-            f"{key}.trunk, or put it under $TORCH_HOME/hub/checkpoints"
+            f"{what} {file.name} cannot be downloaded ({error}); name the file in {key}, or put "
+            "it under $TORCH_HOME/hub/checkpoints"
         ) from None
 
 
-def _store(source: Path, net: LPIPSNet, target: Path) -> str:
+def _store(source: Path, file: WeightsFile, net: LPIPSNet, target: Path) -> str:
     """Check a trunk's file, keep its convolutions as safetensors, return its SHA-256."""
-    expected = trunk_file(net)
-    digest = check_digest(source, expected, expected.name)
+    digest = check_digest(source, file, file.name)
     weights = torch.load(source, map_location="cpu", weights_only=True)
     features = {k: v.contiguous() for k, v in weights.items() if k.startswith("features.")}
     save_file(features, target, metadata={"net": net, "sha256": digest})
@@ -116,9 +117,8 @@ def load_lpips(folder: Path, net: LPIPSNet) -> nn.Module:
             raise Unavailable(f"lpips {net} {why}")
         trunk = load_file(folder / f"{net}.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: no LPIPS trunk ({error}); run the stage download again"
-        ) from None
+        message = f"{folder}: no LPIPS trunk ({error}); run the stage download again"
+        raise UserError(message) from None
     return build(net, trunk)
 
 
@@ -143,8 +143,7 @@ def distance(
     The network expects [−1, 1]. ``unit_range=True`` feeds it [0, 1] as they are, as the published
     evaluation did: only for numbers to lay beside the paper's tables.
     """
-    total = 0.0
-    device = next((weight.device for weight in network.parameters()), "cpu")
+    total, device = 0.0, next((weight.device for weight in network.parameters()), "cpu")
     for chunks in zip(originals.split(100), reconstructions.split(100), strict=True):
         scaled = [x if unit_range else 2 * x - 1 for x in chunks]
         pair = [x.to(device).expand(-1, 3, -1, -1) for x in scaled]

@@ -48,11 +48,7 @@ def compute(subject: Subject) -> Found:
 
 
 def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
-    """LPIPS of the models' folder, a classifier of the training images, and what is missing.
-
-    Returns:
-        The judges, and for each metric that has none the reason, which goes to stderr too.
-    """
+    """LPIPS, a classifier of the training images, and why a metric has none (to stderr, too)."""
     reasons: dict[str, str] = {}
 
     def judge(metric: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401 (types of their own)
@@ -64,13 +60,11 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
             return None
 
     config, device, trunks = subject.config, default_device(), subject.models / "lpips"
-    net, limit = config.selected.lpips.net, config.evaluate.classifier_images
+    net, limit, seed = config.selected.lpips.net, config.evaluate.classifier_images, config.seed
     judges = Judges(
         judge("lpips", lambda: lpips.load_lpips(trunks, net).to(device)),
         judge("paper_lpips", lambda: lpips.load_lpips(trunks, lpips.PAPER_NET).to(device)),
-        judge(
-            "class_agreement", lambda: metrics.train_classifier(subject.train, limit, config.seed)
-        ),
+        judge("class_agreement", lambda: metrics.train_classifier(subject.train, limit, seed)),
     )
     return judges, reasons
 
@@ -112,6 +106,7 @@ REMARKS = {
     "CelebA 64×64": "The paper's images are CelebA-HQ, stretched and shrunk; its numbers on them "
     "are comparable with no other work's."
 }
+OVER = f"{SYSTEMS[MODEL].title} over {SYSTEMS[BASELINE].title}"
 NOT_COMPARABLE = (
     "Absolute values are not comparable with the paper's, which are for other images, networks or "
     "budgets."
@@ -136,9 +131,8 @@ def paper_table(config: Config, numbers: Numbers, data: str, reasons: dict[str, 
                 head = Label(f"{METRICS[metric].label}, {system.title}")
                 rows.append([head, value, system.published[data][metric]])
     ours, theirs = (float(SYSTEMS[name].published[data]["l2"]) for name in (MODEL, BASELINE))
-    head = Label(f"L2, {_over()}", f"below 1: {SYSTEMS[MODEL].title} is closer")
-    ratio = Number(_ratio(numbers), 2, reason="needs both L2")
-    rows.append([head, ratio, f"{ours / theirs:.2f}"])
+    head = Label(f"L2, {OVER}", f"below 1: {SYSTEMS[MODEL].title} is closer")
+    rows.append([head, _ratio(numbers), f"{ours / theirs:.2f}"])
     return Table(
         f"Beside the paper ({data})",
         ["Quantity", "This run", "Paper"],
@@ -148,33 +142,26 @@ def paper_table(config: Config, numbers: Numbers, data: str, reasons: dict[str, 
     )
 
 
-def _ratio(numbers: Numbers) -> float | None:
+def _ratio(numbers: Numbers) -> Number:
     ours, theirs = (numbers.get(name, {}).get("l2") for name in (MODEL, BASELINE))
-    if ours is None or theirs is None or theirs == 0:
-        return None
-    return ours / theirs
-
-
-def _over() -> str:
-    return f"{SYSTEMS[MODEL].title} over {SYSTEMS[BASELINE].title}"
+    return Number(ours / theirs if ours is not None and theirs else None, 2, "needs both L2")
 
 
 def ratio_card(numbers: Numbers) -> Card:
     """The headline: the model's L2 over the baseline's."""
-    ratio = Number(_ratio(numbers), 2, reason="needs both L2")
-    return Card("L2 ratio\u00a0↓", ratio, "" if ratio.missing else _over())
+    ratio = _ratio(numbers)
+    return Card("L2 ratio\u00a0↓", ratio, "" if ratio.missing else OVER)
 
 
 def draw(subject: Subject) -> dict[str, Figure]:
     """The first images as each system gives them back, and what each latent costs."""
-    count, systems = subject.config.evaluate.figure_images, subject.reconstructed
+    count = subject.config.evaluate.figure_images
+    systems = {SYSTEMS[name].title: found for name, found in subject.reconstructed.items()}
     rows = [("original", subject.originals[:count])]
-    rows += [(SYSTEMS[name].title, system.images[:count]) for name, system in systems.items()]
-    posteriors = {SYSTEMS[name].title: system.posterior for name, system in systems.items()}
-    return {
-        "comparison": image_rows(rows, "test images and their reconstructions"),
-        "latent_costs": latent_costs(posteriors),
-    }
+    rows += [(title, system.images[:count]) for title, system in systems.items()]
+    costs = latent_costs({title: system.posterior for title, system in systems.items()})
+    title = "test images and their reconstructions"
+    return {"comparison": image_rows(rows, title), "latent_costs": costs}
 
 
 def latent_costs(posteriors: dict[str, DiagonalGaussian]) -> Figure:

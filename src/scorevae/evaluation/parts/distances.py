@@ -18,10 +18,9 @@ TEXT = "How far the distribution of samples is from that of the test images; low
 def by_classifier(subject: Subject) -> Found:
     """In the features of a small classifier of the training images."""
     settings, seed = subject.config.evaluate.quality, subject.config.seed
-    features = train_feature_classifier(
-        subject.train, settings.train_images, settings.steps, seed
-    ).features
-    return _compare(subject, features, "classifier_fd", "classifier_kd")
+    limit, steps = settings.train_images, settings.steps
+    classifier = train_feature_classifier(subject.train, limit, steps, seed)
+    return _compare(subject, classifier.features, "classifier_fd", "classifier_kd")
 
 
 def by_inception(subject: Subject) -> Found:
@@ -35,8 +34,8 @@ def _compare(subject: Subject, features: FeatureFn, frechet: str, kernel: str) -
     reference = subject.first(subject.config.evaluate.quality.images, "sample quality")
     numbers: Numbers = {}
     for name in SETS:
-        found = distances(features, subject.generated[name], reference)
-        numbers[name] = {frechet: found.frechet, kernel: found.kernel}
+        both = distances(features, subject.generated[name], reference)
+        numbers[name] = dict(zip((frechet, kernel), both, strict=True))
     return Found(numbers)
 
 

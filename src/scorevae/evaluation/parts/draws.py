@@ -22,19 +22,10 @@ def compute(subject: Subject) -> Found:
     originals = subject.originals[: settings.images]
     noise = make_generator("cpu", config.seed, "draws", "z")
     z = subject.reconstructed[MODEL].posterior.sample(noise)
-    drawn = subject.model.decode_draws(
-        z[: settings.images],
-        settings.count,
-        guidance=config.reconstruct.guidance,
-        seed=config.seed,
-    )
+    weight, z = config.reconstruct.guidance, z[: settings.images]
+    drawn = subject.model.decode_draws(z, settings.count, guidance=weight, seed=config.seed)
     found = spread(originals, drawn)
-    numbers = {
-        "l2_of_one_draw": found.l2_one,
-        "l2_of_mean": found.l2_mean,
-        "pixel_std": found.pixel_std,
-        "calibration": found.calibration,
-    }
+    numbers = {name: getattr(found, name) for name in METRICS}
     shown = slice(0, 4)
     part = found._replace(mean=found.mean[shown], std=found.std[shown])
     return Found({MODEL: numbers}, figures={"draws": draw(originals[shown], drawn[shown], part)})
@@ -45,8 +36,8 @@ class Spread(NamedTuple):
 
     mean: Images
     std: Images  # of each pixel over the draws
-    l2_one: float  # L2 of a single draw, averaged over all of them
-    l2_mean: float  # L2 of the mean of the K
+    l2_of_one_draw: float  # L2 of a single draw, averaged over all of them
+    l2_of_mean: float  # L2 of the mean of the K
     pixel_std: float  # root of the variance, averaged over images and pixels
     calibration: float | None  # see :func:`spread`
 
@@ -74,8 +65,8 @@ def spread(originals: Images, draws: Groups) -> Spread:
     return Spread(
         mean=mean,
         std=variance.sqrt(),
-        l2_one=single.mean().item(),
-        l2_mean=l2_distances(originals, mean).mean().item(),
+        l2_of_one_draw=single.mean().item(),
+        l2_of_mean=l2_distances(originals, mean).mean().item(),
         pixel_std=math.sqrt(variance.mean().item()),
         calibration=error / expected if expected > 0 else None,
     )
@@ -94,20 +85,21 @@ def draw(originals: Images, drawn: Groups, spread: Spread) -> Figure:
     return figure
 
 
+METRICS = {
+    "l2_of_one_draw": Metric("L2 of one draw for z", "", "lower"),
+    "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
+    "pixel_std": Metric("Spread of a pixel over draws", "standard deviation"),
+    "calibration": Metric(
+        "Error of the mean over spread", "1 if the image is like a draw for its z", "one"
+    ),
+}
 PART = Part(
     name="draws",
     title="Draws for one z",
     text="What differs between several images for one z is what z does not hold.",
     compute=compute,
     settings="draws",
-    metrics={
-        "l2_of_one_draw": Metric("L2 of one draw for z", "", "lower"),
-        "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
-        "pixel_std": Metric("Spread of a pixel over draws", "standard deviation"),
-        "calibration": Metric(
-            "Error of the mean over spread", "1 if the image is like a draw for its z", "one"
-        ),
-    },
+    metrics=METRICS,
     rows={MODEL: None},
     figures={
         "draws": Caption(

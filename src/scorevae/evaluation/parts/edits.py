@@ -26,28 +26,20 @@ def compute(subject: Subject) -> Found:
     direction = class_direction(subject.z_probed)
     labels = label_column(labelled(subject.z, subject.test.labels).labels)
     rows = rows_to_edit(labels, direction, settings.images)
-    edited = subject.model.decode_groups(
-        edit(subject.z[rows], direction, settings.strengths),
-        guidance=config.reconstruct.guidance,
-        seed=config.seed,
-    )
-    classifier = train_feature_classifier(
-        subject.probed, len(subject.probed.images), config.evaluate.quality.steps, config.seed
-    )
+    z, weight = edit(subject.z[rows], direction, settings.strengths), config.reconstruct.guidance
+    edited = subject.model.decode_groups(z, guidance=weight, seed=config.seed)
+    known, steps = subject.probed, config.evaluate.quality.steps
+    classifier = train_feature_classifier(known, len(known.images), steps, config.seed)
     shares = share_of_target(classifier.predict, edited, direction)
     pairs = zip(settings.strengths, shares, strict=True)
     table: Rows = [{"strength": s, "share_of_target": share} for s, share in pairs]
-    shown = _both_ends(len(rows))
+    # A few of the first rows and as many of the second half: some of either class.
+    half = len(rows) // 2
+    few = min(EDITS_PER_CLASS, half)
+    shown = [*range(few), *range(half, half + few)]
     originals = subject.originals[rows][shown]
     figure = draw(originals, edited[shown], settings.strengths, direction, subject.names)
     return Found(tables={"edits": table}, figures={"edits": figure})
-
-
-def _both_ends(count: int) -> list[int]:
-    """A few of the first rows and as many of the second half: some of either class."""
-    half = count // 2
-    shown = min(EDITS_PER_CLASS, half)
-    return [*range(shown), *range(half, half + shown)]
 
 
 class Direction(NamedTuple):
@@ -64,13 +56,9 @@ def class_direction(
     """E[z|target] − E[z|source]: the difference of two classes' means.
 
     The difference of means rather than a probe's weight: one unit of it carries the mean of one
-    class onto that of the other, whatever the penalty, and it stays where latents vary.
-
-    Args:
-        train: latents and labels.
-        pair: (source, target); None takes the two largest classes, in the order of their labels
-            (0 to 1 for an attribute).
-        attribute: which one, where each image has several.
+    class onto that of the other, whatever the penalty, and it stays where latents vary. ``pair``
+    is (source, target), by default the two largest classes in the order of their labels (0 to 1
+    for an ``attribute``).
 
     Raises:
         Unavailable: fewer than two classes, or one of the pair does not occur.
@@ -102,13 +90,10 @@ def rows_to_edit(labels: Indices, direction: Direction, count: int) -> Indices:
     """
     if count < 2:
         raise Unavailable(f"edits: {count} image asked for; 2, one of each class, are the least")
-    classes = (direction.source, direction.target)
-    rows = [np.flatnonzero(labels == label)[: count // 2] for label in classes]
-    if min(map(len, rows)) < count // 2:
-        raise Unavailable(
-            f"edits: {count // 2} images of either class asked for, {min(map(len, rows))} there; "
-            "lower evaluate's number"
-        )
+    rows = [np.flatnonzero(labels == label)[: count // 2] for label in direction[1:]]
+    if (there := min(map(len, rows))) < count // 2:
+        asked = f"{count // 2} images of either class asked for"
+        raise Unavailable(f"edits: {asked}, {there} there; lower evaluate's number")
     return np.concatenate(rows)
 
 
@@ -136,7 +121,7 @@ def draw(
     names: Mapping[int, str] | None = None,
 ) -> Figure:
     """Each original, then its z moved by every strength along the direction."""
-    source, target = (label_name(label, names) for label in (direction.source, direction.target))
+    source, target = (label_name(label, names) for label in direction[1:])
     rows = [("", torch.cat([a[None], row])) for a, row in zip(originals, edited, strict=True)]
     figure = image_rows(rows, f"z moved along E[z|{target}] − E[z|{source}]")
     name_columns(figure, ["original", *(f"{s:+g}" if s else "0" for s in strengths)])

@@ -39,25 +39,16 @@ def embed(vectors: Vectors, *, perplexity: float, seed: int) -> Points:
     count = len(vectors)
     if count < FEWEST_EMBEDDED:
         raise Unavailable(f"embedding: {count} images, {FEWEST_EMBEDDED} are the least")
-    method = TSNE(
-        perplexity=min(perplexity, (count - 1) / 3),
-        init="pca",
-        random_state=derive_seed(seed, "latents", "embedding") % 2**32,
-    )
+    lowered = min(perplexity, (count - 1) / 3)
+    state = derive_seed(seed, "latents", "embedding") % 2**32
+    method = TSNE(perplexity=lowered, init="pca", random_state=state)
     return method.fit_transform(vectors.double().numpy())
 
 
 def draw(
     points: Points, labels: Indices | None, title: str, names: Mapping[int, str] | None = None
 ) -> Figure:
-    """Points in the plane, coloured by class, or by the label itself where classes are many.
-
-    Args:
-        points: from :func:`embed`.
-        labels: of each point; None draws them in one colour.
-        title: above the picture.
-        names: of the classes in the legend, where the label alone says too little.
-    """
+    """Points in the plane, coloured by class, or by the label itself where classes are many."""
     figure, axis = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
     values = np.unique(labels) if labels is not None else np.array([])
     if labels is not None and len(values) <= MOST_NAMED:

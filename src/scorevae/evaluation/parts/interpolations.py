@@ -18,14 +18,9 @@ def compute(subject: Subject) -> Found:
     pairs = subject.first(2 * settings.images, "interpolations")
     first, second = pairs.split(settings.images)
     start, end = subject.z[: 2 * settings.images].split(settings.images)
-    decoded = [
-        subject.model.decode_groups(
-            path(start, end, settings.steps),
-            guidance=config.reconstruct.guidance,
-            seed=config.seed,
-        )
-        for path in (line, arc)
-    ]
+    paths = [path(start, end, settings.steps) for path in (line, arc)]
+    weight = config.reconstruct.guidance
+    decoded = [subject.model.decode_groups(z, guidance=weight, seed=config.seed) for z in paths]
     return Found(figures={"interpolations": draw(first, second, *decoded)})
 
 
