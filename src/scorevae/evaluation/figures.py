@@ -32,12 +32,9 @@ def as_written(text: str) -> str:
 def image_rows(rows: Sequence[tuple[str, AnyImages]], title: str) -> Figure:
     """One labelled row of images for each entry; values in [0, 1] are clamped for display."""
     columns = max(len(images) for _, images in rows)
+    size = (0.8 * columns + 1, 0.8 * len(rows) + 0.4)
     figure, axes = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(0.8 * columns + 1, 0.8 * len(rows) + 0.4),
-        squeeze=False,
-        layout="constrained",
+        len(rows), columns, figsize=size, squeeze=False, layout="constrained"
     )
     for (name, images), row in zip(rows, axes, strict=True):
         for axis in row:

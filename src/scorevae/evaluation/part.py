@@ -42,11 +42,8 @@ class Subject:
     @cached_property
     def systems(self) -> dict[str, System]:
         """Every system by its name."""
-        config = self.config
-        return {
-            name: row.load(self.models, config.sampling, config.reconstruct.batch)
-            for name, row in SYSTEMS.items()
-        }
+        sampling, batch = self.config.sampling, self.config.reconstruct.batch
+        return {name: row.load(self.models, sampling, batch) for name, row in SYSTEMS.items()}
 
     @property
     def model(self) -> ScoreVAE:
@@ -112,10 +109,8 @@ class Subject:
             Unavailable: there are fewer; names the part that asks.
         """
         if len(self.originals) < count:
-            raise Unavailable(
-                f"{part}: {count} images asked for, {len(self.originals)} there; lower "
-                "evaluate's number"
-            )
+            asked = f"{count} images asked for, {len(self.originals)} there"
+            raise Unavailable(f"{part}: {asked}; lower evaluate's number")
         return self.originals[:count]
 
 

@@ -85,9 +85,8 @@ def neighbour_probe(train: Labelled, *, neighbours: int) -> Probe:
     from sklearn.neighbors import KNeighborsClassifier
 
     if len(train.vectors) < neighbours:
-        raise Unavailable(
-            f"neighbours: {neighbours} asked for, {len(train.vectors)} training images"
-        )
+        there = f"{len(train.vectors)} training images"
+        raise Unavailable(f"neighbours: {neighbours} asked for, {there}")
     columns = _varying(train.labels)
     truth = _columns(train.labels)[:, columns]
     model = KNeighborsClassifier(n_neighbors=neighbours)
@@ -103,7 +102,7 @@ def judge(probe: Probe, test: Labelled) -> Accuracy:
     """Accuracy of a probe on test images."""
     truth = _columns(test.labels)[:, probe.columns]
     predicted = probe.predict(test.vectors)
-    pairs = list(zip(predicted.T, truth.T, strict=True))
+    pairs = zip(predicted.T, truth.T, strict=True)
     return Accuracy(
         accuracy=float(np.mean(predicted == truth)),
         balanced=float(np.mean([_balanced(*pair) for pair in pairs])),

@@ -91,17 +91,10 @@ def evaluate(
     report_step: Report,
     parts: Sequence[Part] = PARTS,
 ) -> Numbers:
-    """Run the parts and write everything.
+    """Run the parts, write everything, return the numbers of ``metrics.json``.
 
-    Args:
-        subject: what is evaluated.
-        outputs: where to write.
-        params: the parameter file, for the page's commands.
-        report_step: called with the name of each part, and at last with FILES.
-        parts: those that may run.
-
-    Returns:
-        The numbers, as in ``metrics.json``.
+    ``params`` is the parameter file, for the page's commands; ``report_step`` is called with the
+    name of each part, and at last with FILES.
     """
     analysis = analyse(subject, parts, report_step)
     report_step(FILES)
@@ -147,14 +140,13 @@ def memory_remedy(config: Config, step: str, parts: Sequence[Part] = PARTS) -> s
     """What to lower where a step, named as it was reported, runs out of memory."""
     keys = [f"reconstruct.batch ({config.reconstruct.batch})"]
     part = next((part for part in parts if part.name == step), None)
-    settings = None if part is None else part.settings_of(config)
-    if part is not None and settings is not None:
+    if part is not None and (settings := part.settings_of(config)) is not None:
         counts = settings.model_dump().items()
         keys += [f"evaluate.{part.settings}.{k} ({n})" for k, n in counts if k.endswith("images")]
     else:
         keys.append(f"presets.{config.preset}.test_images")
-        for key in ("classifier_images", "figure_images"):
-            keys.append(f"evaluate.{key} ({getattr(config.evaluate, key)})")
+        others = ("classifier_images", "figure_images")
+        keys += [f"evaluate.{key} ({getattr(config.evaluate, key)})" for key in others]
     return f"in {step}, lower {' or '.join(keys)}"
 
 

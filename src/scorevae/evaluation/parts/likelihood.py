@@ -19,13 +19,14 @@ def compute(subject: Subject) -> Found:
     """Both bounds from the same noise, then the ODE on fewer images."""
     settings, model, seed = subject.config.evaluate.likelihood, subject.model, subject.config.seed
     x_0 = to_tensor(subject.test.images[: settings.images]).to(model.device)
+    batch = subject.config.reconstruct.batch
     bounds = likelihood_bound(
         x_0,
         sde=model.sde,
         posterior=model.posterior,
         repeats=settings.repeats,
         draws=settings.draws,
-        batch=subject.config.reconstruct.batch,
+        batch=batch,
         seed=seed,
     )
     assert bounds.posterior is not None
@@ -39,18 +40,15 @@ def compute(subject: Subject) -> Found:
             sde=model.sde,
             prior=model.posterior.prior,
             repeats=1,
-            batch=subject.config.reconstruct.batch,
+            batch=batch,
             seed=seed,
             tolerance=ODE_TOLERANCE,
         ).bits_per_dimension()
         numbers[PRIOR] |= {"ode_bits_per_dim": ode.mean, "ode_bits_per_dim_error": ode.image_error}
-    columns = zip(
-        bounds.prior.integrand.log_snr.tolist(),
-        bounds.prior.integrand.mean.tolist(),
-        bounds.posterior.integrand.mean.tolist(),
-        strict=True,
-    )
-    rows: Rows = [dict(zip(INTEGRAND, row, strict=True)) for row in columns]
+    log_snr, alone, *_ = bounds.prior.integrand
+    columns = (log_snr, alone, bounds.posterior.integrand.mean)
+    table = zip(*(column.tolist() for column in columns), strict=True)
+    rows: Rows = [dict(zip(INTEGRAND, row, strict=True)) for row in table]
     return Found(numbers, {"integrand": rows}, {"integrand": draw(bounds)})
 
 
@@ -81,9 +79,8 @@ def draw(bounds: Bounds) -> Figure:
         label = f"{name}: area {bits['diffusion'].mean:.2f}, rate {bits['rate'].mean:.2f}"
         log_snr, mean, error, _ = bound.integrand
         (line,) = axis.plot(log_snr, mean, label=label)
-        axis.fill_between(
-            log_snr, mean - 2 * error, mean + 2 * error, color=line.get_color(), alpha=0.3, lw=0
-        )
+        low, high = mean - 2 * error, mean + 2 * error
+        axis.fill_between(log_snr, low, high, color=line.get_color(), alpha=0.3, lw=0)
     axis.axvline(bounds.prior.integrand.trained, color="grey", linestyle=":", label="t_min")
     axis.set(
         title="where z helps: cost of the diffusion term",

@@ -44,20 +44,13 @@ def compute(subject: Subject) -> Found:
             "linear_probe": judge(linear, asked).accuracy,
             "neighbours": judge(near, asked).accuracy,
         }
-    rows, figure = _over_time(subject)
-    return Found(numbers, {"probe_over_time": rows}, {"probe_over_time": figure})
-
-
-def _over_time(subject: Subject) -> tuple[Rows, Figure]:
-    config, count = subject.config, subject.config.evaluate.probes.images
-    noised = {
-        t: subject.model.encode_at(subject.originals[:count], t, seed=config.seed).mean
-        for t in config.evaluate.probes.times
-    }
-    assert subject.test.labels is not None
-    accuracies = accuracy_over_time(subject.probe, noised, subject.test.labels[:count])
+    assert asked_labels is not None
+    originals, seed = subject.originals[: settings.images], subject.config.seed
+    noised = {t: subject.model.encode_at(originals, t, seed=seed).mean for t in settings.times}
+    accuracies = accuracy_over_time(subject.probe, noised, asked_labels)
     rows: Rows = [{"t": t, **accuracy._asdict()} for t, accuracy in accuracies.items()]
-    return rows, draw(accuracies, "what the encoder reads in noised images")
+    figure = draw(accuracies, "what the encoder reads in noised images")
+    return Found(numbers, {"probe_over_time": rows}, {"probe_over_time": figure})
 
 
 def accuracy_over_time(

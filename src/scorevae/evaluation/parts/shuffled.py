@@ -29,8 +29,8 @@ def compute(subject: Subject) -> Found:
         torch.stack([z, z[partner]], dim=1), guidance=config.reconstruct.guidance, seed=config.seed
     ).unbind(dim=1)
     found = shuffled_z(originals, own, other)
-    shown = slice(0, config.evaluate.figure_images)
-    figure = draw(originals[shown], own[shown], other[shown], originals[partner][shown])
+    count = config.evaluate.figure_images
+    figure = draw(*(x[:count] for x in (originals, own, other, originals[partner])))
     numbers: Numbers = {MODEL: {"l2_shuffled_z": found.l2_shuffled, "shuffled_ratio": found.ratio}}
     notes = [found.warning] if found.warning else []
     return Found(numbers, figures={"shuffled_z": figure}, notes=notes)
@@ -78,14 +78,12 @@ def shuffled_z(originals: Images, own: Images, shuffled: Images) -> ShuffledZ:
         raise Unavailable("shuffled z: the reconstructions have no error to compare with")
     ratio = l2_shuffled / l2
     threshold = 1 + STANDARD_ERRORS * distance.std().item() / (math.sqrt(len(originals)) * l2)
-    warning = None
-    if ratio <= threshold:
-        warning = (
-            f"z is ignored: the L2 with another image's z is {ratio:.3f} times that with its own "
-            f"(above {threshold:.3f} it would count as used); lower beta, or train the encoder "
-            "for longer"
-        )
-    return ShuffledZ(l2, l2_shuffled, ratio, threshold, warning)
+    warning = (
+        f"z is ignored: the L2 with another image's z is {ratio:.3f} times that with its own "
+        f"(above {threshold:.3f} it would count as used); lower beta, or train the encoder "
+        "for longer"
+    )
+    return ShuffledZ(l2, l2_shuffled, ratio, threshold, warning if ratio <= threshold else None)
 
 
 def draw(originals: Images, own: Images, other: Images, donors: Images) -> Figure:

@@ -59,19 +59,23 @@ def read_curve(path: Path) -> list[Record]:
 
 def read_phases(records: Sequence[Record]) -> list[Phase]:
     """The trainings that a curve file records; ``seconds`` counts from the start of each."""
-    return [_phase(name, records) for name in dict.fromkeys(row["phase"] for row in records)]
+    phases = []
+    for name, own in by_phase(records).items():
+        steps = max(int(row["step"]) for row in own)
+        seconds = max(float(row["seconds"]) for row in own)
+        phases.append(Phase(name, steps, seconds, _last(own, "loss"), _last(own, "test_loss")))
+    return phases
 
 
-def _phase(name: str, records: Sequence[Record]) -> Phase:
-    own = [row for row in records if row["phase"] == name]
+def by_phase(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The rows of each phase of a training."""
+    names = dict.fromkeys(row["phase"] for row in records)
+    return {name: [row for row in records if row["phase"] == name] for name in names}
 
-    def last(column: str) -> float | None:
-        found = [row[column] for row in own if row.get(column)]
-        return float(found[-1]) if found else None
 
-    steps = max(int(row["step"]) for row in own)
-    seconds = max(float(row["seconds"]) for row in own)
-    return Phase(name, steps, seconds, last("loss"), last("test_loss"))
+def _last(records: Sequence[Record], column: str) -> float | None:
+    found = [row[column] for row in records if row.get(column)]
+    return float(found[-1]) if found else None
 
 
 def table(phases: Sequence[Phase]) -> Table:
@@ -84,15 +88,11 @@ def table(phases: Sequence[Phase]) -> Table:
 
 
 def _row(phase: Phase) -> list[Cell]:
+    head = PHASES.get(phase.name, Label(phase.name.replace("_", " ")))
     each = 1000 * phase.seconds / phase.steps if phase.steps else None
-    return [
-        PHASES.get(phase.name, Label(phase.name.replace("_", " "))),
-        Number(phase.steps),
-        Number(phase.seconds, 1),
-        Number(each, 1, reason="no steps"),
-        Number(phase.loss, reason="not recorded"),
-        Number(phase.test_loss, reason="not recorded"),
-    ]
+    losses = (Number(loss, reason="not recorded") for loss in (phase.loss, phase.test_loss))
+    spent = Number(phase.steps), Number(phase.seconds, 1), Number(each, 1, reason="no steps")
+    return [head, *spent, *losses]
 
 
 def duration(seconds: float) -> str:
@@ -109,8 +109,8 @@ def draw(curves: Mapping[str, Sequence[Record]]) -> Figure:
     """One panel for each curve file: the loss against steps."""
     figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
     for axis, (name, records) in zip(axes[0], curves.items(), strict=True):
-        for phase in dict.fromkeys(row["phase"] for row in records):
-            points = [row for row in records if row["phase"] == phase and row["loss"]]
+        for phase, own in by_phase(records).items():
+            points = [row for row in own if row["loss"]]
             steps = [int(row["step"]) for row in points]
             axis.plot(steps, [float(row["loss"]) for row in points], label=phase)
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")

@@ -8,7 +8,6 @@ from scorevae.config import Config
 from scorevae.evaluation.part import Found, Part
 from scorevae.evaluation.report.page import (
     Card,
-    Cell,
     FigureFile,
     Label,
     Number,
@@ -48,16 +47,11 @@ def assemble(
     provenance: Provenance,
     images: int,
 ) -> Report:
-    """The page of one run.
+    """The page of one run on so many test images, with PNG out of the folder ``figures``.
 
-    Args:
-        config: of the run.
-        parts: in the order of the page, with what each found; None where it did not run.
-        unavailable: why a part that was switched on found nothing, by its name.
-        seconds: what each part cost.
-        figures: folder of PNG.
-        provenance: see :func:`scorevae.evaluation.report.provenance.provenance`.
-        images: how many test images there were.
+    ``parts`` come in the order of the page, with what each found, None where it did not run; by
+    their names, ``unavailable`` says why one that was switched on found nothing, ``seconds`` what
+    each cost.
     """
     metrics = {k: v for part, _ in parts for k, v in part.metrics.items()} | SETTINGS
     cards, sections, off = [], [], []
@@ -79,9 +73,8 @@ def section(
 ) -> Section:
     """What one part found; ``why`` says why it found nothing."""
     reasons = found.reasons | (dict.fromkeys(part.metrics, why) if why else {})
-    tables = []
-    if found.numbers:
-        numbers = found.numbers
+    tables, numbers = [], found.numbers
+    if numbers:
         tables.append(systems_table(part.title, numbers, metrics, TITLES, reasons, part.note))
     for name, rows in found.tables.items():
         if (shown := part.tables[name].shown) is not None:
@@ -115,9 +108,7 @@ def cards_of(part: Part, found: Found) -> list[Card]:
 
 
 def _costs(seconds: Mapping[str, float]) -> Table:
-    rows: list[list[Cell]] = [
-        [Label(name.replace("_", " ")), Number(value, 1)] for name, value in seconds.items()
-    ]
+    rows = [(Label(name.replace("_", " ")), Number(cost, 1)) for name, cost in seconds.items()]
     return Table("Parts of the evaluation", ["Part", "Time, s"], rows)
 
 

@@ -53,12 +53,9 @@ class Number:
         if self.value is None or not math.isfinite(self.value):
             return "–"
         if isinstance(self.value, int):
-            number = f"{self.value:d}"
-        elif self.value != 0 and float(f"{self.value:.{self.digits}f}") == 0:
-            number = f"{self.value:.1e}"
-        else:
-            number = f"{self.value:.{self.digits}f}"
-        return number
+            return f"{self.value:d}"
+        number = f"{self.value:.{self.digits}f}"
+        return f"{self.value:.1e}" if self.value != 0 and float(number) == 0 else number
 
 
 @dataclass(frozen=True)
@@ -163,9 +160,7 @@ def without_paths(text: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    source = (
-        files("scorevae.evaluation.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
+    source = (files("scorevae.evaluation.report") / "page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -175,7 +170,8 @@ def _template() -> jinja2.Template:
         # Whatever text comes from elsewhere, reasons of failures above all, passes through here.
         finalize=lambda value: without_paths(value) if type(value) is str else value,
     )
-    environment.filters |= {"csp_hash": _csp_hash, "kind": _kind, "marks": _marks, "open": _open}
+    environment.filters |= {"csp_hash": _csp_hash, "marks": _marks, "open": _open}
+    environment.filters["kind"] = lambda cell: type(cell).__name__
     return environment.from_string(source)
 
 
@@ -183,10 +179,6 @@ def _csp_hash(style: str) -> Markup:
     """The source expression that allows this one style sheet (Content Security Policy 3, §2.3)."""
     digest = hashlib.sha256(style.encode()).digest()
     return Markup(f"'sha256-{base64.b64encode(digest).decode()}'")
-
-
-def _kind(cell: Cell) -> str:
-    return type(cell).__name__
 
 
 def _marks(table: Table) -> dict[str, int]:

@@ -51,16 +51,10 @@ def systems_table(
 ) -> Table:
     """One row for each metric, one column for each system.
 
-    Args:
-        caption: of the table.
-        numbers: system -> metric -> value, as in ``results/metrics.json``; a metric that only
-            some systems have is missing in the others.
-        metrics: how each is printed.
-        titles: of the systems; one that has none goes by its name.
-        reasons: why a value is None, under "system.metric", "metric" or "system".
-        note: below the table.
+    ``numbers`` maps system -> metric -> value, as in ``results/metrics.json``; a metric that only
+    some systems have is missing in the others. A system without a title goes by its name.
+    ``reasons`` say why a value is None, under "system.metric", "metric" or "system".
     """
-    known = reasons or {}
     rows: list[list[Cell]] = []
     for name in dict.fromkeys(m for values in numbers.values() for m in values):
         metric = _known(name, metrics)
@@ -68,7 +62,7 @@ def systems_table(
         best = _best(metric, values)
         rows.append([metric_label(name, metrics)])
         for system, value in zip(numbers, values, strict=True):
-            why = reason_of(known, f"{system}.{name}", name, system)
+            why = reason_of(reasons or {}, f"{system}.{name}", name, system)
             rows[-1].append(number(metric, value, why, best=value is not None and value in best))
     columns = ["Metric", *(titles.get(system, system) for system in numbers)]
     return Table(caption, columns, rows, note)
@@ -95,13 +89,9 @@ def _best(metric: Metric, values: Sequence[Value]) -> set[float | int]:
     finite = {value for value in values if value is not None and math.isfinite(value)}
     if metric.better == "" or len(finite) < 2:
         return set()
-    match metric.better:
-        case "lower":
-            return {min(finite)}
-        case "higher":
-            return {max(finite)}
-        case _:
-            return {min(finite, key=lambda value: abs(value - 1))}
+    if metric.better == "one":
+        return {min(finite, key=lambda value: abs(value - 1))}
+    return {min(finite) if metric.better == "lower" else max(finite)}
 
 
 def reason_of(reasons: Mapping[str, str], *keys: str) -> str:
