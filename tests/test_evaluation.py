@@ -125,6 +125,6 @@ def test_numbers_that_are_not_there(tmp_path: Path) -> None:
 
 def test_reasons_with_any_name(tmp_path: Path) -> None:
     """Catches reasons lost to the name of a file that is not UTF-8."""
-    stage.write_reasons(tmp_path / "reasons.json", {"fid": "γ of " + os.fsdecode(b"caf\xe9")})
+    stage.write_json(tmp_path / "reasons.json", {"fid": "γ of " + os.fsdecode(b"caf\xe9")})
     reasons = json.loads((tmp_path / "reasons.json").read_text(encoding="utf-8"))
     assert reasons == {"fid": "γ of caf?"}

@@ -61,11 +61,8 @@ class System(ABC):
             UserError: the images have another shape than the model's, or leave [0, 1].
         """
         self._check_images(images)
-        parts = []
-        for chunk in images.split(self.batch):
-            x_0 = (2 * chunk - 1).to(self.device)
-            parts.append(self.encoder(x_0, torch.zeros(len(x_0), device=self.device)))
-        return _joined(parts)
+        parts = ((2 * chunk - 1).to(self.device) for chunk in images.split(self.batch))
+        return _joined([self.encoder(x, torch.zeros(len(x), device=x.device)) for x in parts])
 
     def reconstruct(self, images: Images, *, seed: int = 0) -> Images:
         """Encode to the mean of q(z|x_0, 0), then decode."""
@@ -331,10 +328,8 @@ class VAE(System):
 
 def _joined(parts: list[DiagonalGaussian]) -> DiagonalGaussian:
     """The Gaussians of several batches as one, on the CPU."""
-    return DiagonalGaussian(
-        torch.cat([part.mean for part in parts]).cpu(),
-        torch.cat([part.log_variance for part in parts]).cpu(),
-    )
+    mean, log_variance = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return DiagonalGaussian(mean, log_variance)
 
 
 class SystemRow(NamedTuple):

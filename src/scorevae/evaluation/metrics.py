@@ -29,9 +29,8 @@ def peak_signal_to_noise_ratio(originals: Images, reconstructions: Images) -> fl
     """Mean over images of −10 log₁₀(mean over pixels of (x̂ − x)²), in dB (torchmetrics)."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    return peak_signal_noise_ratio(
-        reconstructions, originals, data_range=1.0, dim=(1, 2, 3)
-    ).item()
+    pair = reconstructions, originals
+    return peak_signal_noise_ratio(*pair, data_range=1.0, dim=(1, 2, 3)).item()
 
 
 def structural_similarity(originals: Images, reconstructions: Images) -> float | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scorevae.autoencoders import SYSTEMS
 from scorevae.config import Config
@@ -54,13 +54,9 @@ class Analysis:
         """By system and metric; null where a part that is switched on could not be had."""
         merged: Numbers = {}
         for part in self.parts:
-            if part.name in self.found:
-                numbers = self.found[part.name].numbers
-            elif part.name in self.unavailable:
-                numbers = part.nothing()
-            else:
-                continue
-            for system, values in numbers.items():
+            found = self.found.get(part.name)
+            nothing = part.nothing() if part.name in self.unavailable else {}
+            for system, values in (found.numbers if found else nothing).items():
                 merged.setdefault(system, {}).update(values)
         return merged
 
@@ -104,7 +100,7 @@ def evaluate(
             figures.save(figure, temporary / f"{name}.png")
     write_errors(outputs.errors, subject)
     write_tables(outputs.tables, analysis)
-    write_reasons(outputs.reasons, analysis.reasons())
+    write_json(outputs.reasons, analysis.reasons())
     write_metrics(outputs.metrics, numbers)
     page = assemble(
         subject.config,
@@ -150,10 +146,10 @@ def memory_remedy(config: Config, step: str, parts: Sequence[Part] = PARTS) -> s
     return f"in {step}, lower {' or '.join(keys)}"
 
 
-def write_reasons(path: Path, reasons: dict[str, str]) -> None:
-    """``results/reasons.json``: why a metric, or a whole part of the evaluation, is null."""
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Write plain values; of the name of a file that is not UTF-8 a question mark remains."""
     with replacing(path) as temporary:
-        text = json.dumps(reasons, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
@@ -177,8 +173,7 @@ def write_metrics(path: Path, numbers: Numbers) -> None:
         name: {k: v if v is None or math.isfinite(v) else None for k, v in values.items()}
         for name, values in numbers.items()
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+    write_json(path, plain)
 
 
 def write_errors(path: Path, subject: Subject) -> None:

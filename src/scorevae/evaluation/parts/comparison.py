@@ -30,12 +30,10 @@ class Judges(NamedTuple):
 
 def compute(subject: Subject) -> Found:
     """All metrics of every system; beside the paper's numbers where that means something."""
-    config = subject.config
+    config, x = subject.config, subject.originals
     judges, reasons = open_judges(subject)
-    numbers = {
-        name: summarise(subject.originals, system, config.evaluate.active_threshold, judges)
-        for name, system in subject.reconstructed.items()
-    }
+    threshold, found = config.evaluate.active_threshold, subject.reconstructed.items()
+    numbers = {name: summarise(x, system, threshold, judges) for name, system in found}
     data = PUBLISHED.get(config.preset)
     return Found(
         numbers,

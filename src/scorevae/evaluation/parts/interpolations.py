@@ -56,8 +56,8 @@ def draw(first: Images, second: Images, straight: Groups, curved: Groups) -> Fig
     """For each pair of images the straight and the spherical path, images themselves outermost."""
     rows = []
     for a, b, *paths in zip(first, second, straight, curved, strict=True):
-        for name, path in zip(("straight", "spherical"), paths, strict=True):
-            rows.append((name, torch.cat([a[None], path, b[None]])))
+        names = zip(("straight", "spherical"), paths, strict=True)
+        rows += [(name, torch.cat([a[None], path, b[None]])) for name, path in names]
     title = "between two test images (outermost): decoded from a line and from an arc of z"
     return image_rows(rows, title)
 

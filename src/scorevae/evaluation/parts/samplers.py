@@ -173,9 +173,9 @@ def draw(trials: Sequence[Trial]) -> Figure:
     front = pareto(trials)
     counts = [trial.evaluations for trial in front]
     axes[0].plot(counts, [t.l2 for t in front], "ks", fillstyle="none", label="not beaten")
-    axes[0].set(xlabel="network evaluations", ylabel="L2", xscale="log", yscale="log")
     axes[1].axhline(1, color="grey", linewidth=0.5)
-    axes[1].set(xlabel="network evaluations", ylabel="sharpness", xscale="log", yscale="log")
+    for axis, name in zip(axes, ("L2", "sharpness"), strict=True):
+        axis.set(xlabel="network evaluations", ylabel=name, xscale="log", yscale="log")
     axes[0].legend(fontsize=6)
     return figure
 
