@@ -200,18 +200,16 @@ def test_direction_is_the_difference_of_means() -> None:
     labels = np.array([7, 7, 4, 4, 5])
     ours = edits.class_direction(Labelled(x, labels))
     assert (ours.source, ours.target, ours.vector.item()) == (4, 7, 1 - 12)
-    chosen = edits.class_direction(Labelled(x, labels), pair=(7, 5))
-    assert (chosen.source, chosen.target, chosen.vector.item()) == (7, 5, 100 - 1)
 
 
 def test_direction_of_an_attribute() -> None:
-    """Catches another attribute than the chosen one, and one to zero."""
+    """Catches another attribute than the first, and one to zero."""
     x = torch.tensor([[0.0], [1.0], [5.0], [7.0]]).double()
     labels = np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
-    for attribute, expected in ((0, 4 - 2.5), (1, 0.5 - 6)):
-        ours = edits.class_direction(Labelled(x, labels), attribute=attribute)
+    for ordered, expected in ((labels, 4 - 2.5), (labels[:, ::-1], 0.5 - 6)):
+        ours = edits.class_direction(Labelled(x, ordered.copy()))
         assert (ours.source, ours.target, ours.vector.item()) == (0, 1, expected)
-    assert label_column(labels, 1).tolist() == [1, 1, 0, 0]
+    assert label_column(labels).tolist() == [0, 1, 0, 1]
 
 
 def test_rows_to_edit() -> None:
@@ -328,9 +326,7 @@ def test_ignored_z_gives_a_warning() -> None:
         (lambda: neighbour_probe(clouds(4), neighbours=5), "5 asked for, 4 training"),
         (lambda: embedding.embed(torch.zeros(9, 2), perplexity=5, seed=0), "9 images, 10 are"),
         (lambda: edits.class_direction(clouds(1)), "single class"),
-        (lambda: edits.class_direction(clouds(), pair=(3, 4)), "no training image has .* 4"),
-        (lambda: edits.class_direction(attributes(), attribute=3), "attribute 3 is not among"),
-        (lambda: edits.class_direction(attributes(), attribute=2), "single class"),
+        (lambda: edits.class_direction(Labelled(normal((4, 2), 0), np.zeros((4, 1), int))), "single class"),
         (lambda: draws.spread(images(2), images(2)[:, None]), "1 draw"),
         (lambda: shuffled.derangement(1, 0), "1 image"),
         (lambda: shuffled.shuffled_z(*[images(1)] * 3), "1 image"),
@@ -338,8 +334,8 @@ def test_ignored_z_gives_a_warning() -> None:
         (lambda: subject(2).first(3, "edits"), "edits: 3 images asked for, 2"),
     ],
     ids=[
-        "labels", "class", "neighbours", "points", "direction", "pair", "attribute", "constant",
-        "draw", "derangement", "shuffled", "errorless", "few",
+        "labels", "class", "neighbours", "points", "direction", "constant", "draw",
+        "derangement", "shuffled", "errorless", "few",
     ],
 )  # fmt: skip
 def test_what_cannot_be_computed(compute: object, reason: str) -> None:

@@ -132,16 +132,6 @@ def _balanced(predicted: Indices, truth: Indices) -> float:
     return float(np.mean([np.mean(predicted[truth == c] == c) for c in np.unique(truth)]))
 
 
-def label_column(labels: Labels, attribute: int = 0) -> Indices:
-    """Classes as they are; of several attributes, the chosen one.
-
-    Raises:
-        Unavailable: there is no such attribute.
-    """
-    columns = _columns(labels)
-    index = 0 if labels.ndim == 1 else attribute
-    if not 0 <= index < columns.shape[1]:
-        raise Unavailable(
-            f"latents: attribute {attribute} is not among the {columns.shape[1]} of the data"
-        )
-    return columns[:, index]
+def label_column(labels: Labels) -> Indices:
+    """Classes as they are; of several attributes, the first."""
+    return _columns(labels)[:, 0]

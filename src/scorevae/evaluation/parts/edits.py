@@ -50,36 +50,23 @@ class Direction(NamedTuple):
     target: int
 
 
-def class_direction(
-    train: Labelled, *, pair: tuple[int, int] | None = None, attribute: int = 0
-) -> Direction:
-    """E[z|target] − E[z|source]: the difference of two classes' means.
+def class_direction(train: Labelled) -> Direction:
+    """E[z|target] − E[z|source] of the two largest classes (by label), or of attribute 0 to 1.
 
     The difference of means rather than a probe's weight: one unit of it carries the mean of one
-    class onto that of the other, whatever the penalty, and it stays where latents vary. ``pair``
-    is (source, target), by default the two largest classes in the order of their labels (0 to 1
-    for an ``attribute``).
+    class onto that of the other, whatever the penalty, and it stays where latents vary.
 
     Raises:
-        Unavailable: fewer than two classes, or one of the pair does not occur.
+        Unavailable: fewer than two classes.
     """
-    labels = label_column(train.labels, attribute)
-    source, target = _largest_classes(labels) if pair is None else pair
-    means = []
-    for label in (source, target):
-        members = torch.from_numpy(labels == label)
-        if not members.any():
-            raise Unavailable(f"direction: no training image has the label {label}")
-        means.append(train.vectors[members].mean(dim=0))
-    return Direction(means[1] - means[0], source, target)
-
-
-def _largest_classes(labels: Indices) -> tuple[int, int]:
+    labels = label_column(train.labels)
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2:
         raise Unavailable("direction: the training labels hold a single class")
-    first, second = sorted(values[np.argsort(-counts, kind="stable")[:2]].tolist())
-    return first, second
+    source, target = sorted(values[np.argsort(-counts, kind="stable")[:2]].tolist())
+    members = (torch.from_numpy(labels == label) for label in (source, target))
+    first, second = (train.vectors[rows].mean(dim=0) for rows in members)
+    return Direction(second - first, source, target)
 
 
 def rows_to_edit(labels: Indices, direction: Direction, count: int) -> Indices:
@@ -105,11 +92,9 @@ def edit(
     return z[:, None] + steps[None, :, None] * direction.vector
 
 
-def share_of_target(
-    classifier: Classifier, edited: Groups, direction: Direction, attribute: int = 0
-) -> list[float]:
+def share_of_target(classifier: Classifier, edited: Groups, direction: Direction) -> list[float]:
     """For each strength, the share of edited images that a classifier takes for the target."""
-    verdicts = (label_column(classifier(images), attribute) for images in edited.unbind(dim=1))
+    verdicts = (label_column(classifier(images)) for images in edited.unbind(dim=1))
     return [float(np.mean(verdict == direction.target)) for verdict in verdicts]
 
 
