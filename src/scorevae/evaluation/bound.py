@@ -146,13 +146,10 @@ def likelihood_bound(
     ``report`` is called with the number of images done.
 
     Raises:
-        UserError: no images, too few repeats or draws, or values that are no grey values.
+        UserError: no images, or values that are no grey values.
     """
     if len(x_0) == 0:
         raise UserError("likelihood: got no images; give at least one")
-    for name, value, least in (("repeats", repeats, 2), ("draws", draws, 1)):
-        if value < least:
-            raise UserError(f"likelihood.{name}: got {value}; give at least {least}")
     exact = {
         "reconstruction": -(decoder or grey_values)(x_0, smallest_noise),
         "prior_matching": prior_matching(sde, x_0),

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from scorevae.autoencoders import MODEL
-from scorevae.errors import Unavailable
 from scorevae.evaluation.figures import Figure, image_rows, name_columns
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Caption, Found, Part, Subject
@@ -51,13 +50,8 @@ def spread(originals: Images, draws: Groups) -> Spread:
     pixel over the draws. ``calibration`` is the ratio of the two sides: above 1 the draws agree
     with each other more than with the original. For a perfect model it is 1 if z was drawn
     from q(z|x). None where the draws do not differ at all.
-
-    Raises:
-        Unavailable: fewer than two draws.
     """
     count = draws.shape[1]
-    if count < 2:
-        raise Unavailable(f"spread: {count} draw for each z; 2 are the least")
     mean, variance = draws.mean(dim=1), draws.var(dim=1)
     single = torch.stack([l2_distances(originals, drawn) for drawn in draws.unbind(dim=1)])
     error = (mean - originals).square().mean().item()
