@@ -81,7 +81,7 @@ def locate(file: WeightsFile, own: str | None, key: str, what: str) -> Path:
 
     Raises:
         Unavailable: it cannot be downloaded.
-        UserError: the user's file, an entry of ``key``, is not there.
+        UserError: the user's file is not there; ``key`` is named.
     """
     if own is not None:
         return own_file(own, key)
