@@ -31,6 +31,7 @@ from torch import Tensor
 
 from scorevae.errors import UserError
 from scorevae.randomness import make_generator
+from scorevae.sampling import Report
 from scorevae.score import Posterior, ScoreFn
 from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Times
@@ -45,7 +46,6 @@ SMALLEST_NOISE = 0.4 * GREY_STEP
 Nats = Float64[Tensor, " image"]
 Draws = Float64[Tensor, "image draw"]
 Repeats = Float64[Tensor, "image repeat"]
-Report = Callable[[int], None]
 
 # Expected ln p(x_0|x_ε) of each image, in nats, for σ_ε/α_ε.
 Decoder = Callable[[Data, float], Nats]

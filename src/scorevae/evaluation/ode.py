@@ -8,7 +8,7 @@ dt = −(σ²/g²) dλ.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scorevae.errors import UserError
 from scorevae.evaluation.bound import GREY_STEP, SMALLEST_NOISE, Estimate, Nats, estimate, extended
 from scorevae.randomness import make_generator
+from scorevae.sampling import Report
 from scorevae.score import ScoreFn
 from scorevae.sde import SDE, log_snr_range
 from scorevae.shapes import Data
 
-Report = Callable[[int], None]
 State = Float64[np.ndarray, " _"]
 
 

@@ -74,13 +74,10 @@ def records_table(caption: str, records: Sequence[Row], metrics: Metrics) -> Tab
     The keys of the first record are the columns; the first one is the head of each row.
     """
     names = list(records[0]) if records else []
-    rows: list[list[Cell]] = [
-        [
-            cell if isinstance(cell, str) else number(_known(name, metrics), cell)
-            for name, cell in ((name, record.get(name)) for name in names)
-        ]
-        for record in records
-    ]
+    rows: list[list[Cell]] = []
+    for record in records:
+        cells = ((name, record.get(name)) for name in names)
+        rows.append([c if isinstance(c, str) else number(_known(n, metrics), c) for n, c in cells])
     return Table(caption, [metric_label(name, metrics).text for name in names], rows)
 
 
