@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from scorevae.errors import UserError
 
@@ -25,7 +26,11 @@ LARGEST = 2**63 - 1  # with which torch and numpy count
 Count = Annotated[int, Field(gt=0, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 FileName = Annotated[str, Field(min_length=1)]  # an empty one would be the current folder
-Widths = Annotated[list[Count], Field(min_length=1)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+Counts = Annotated[list[Count], Field(min_length=1)]
+TimeDistribution = Literal["uniform", "log_snr"]
+Grid = Literal["uniform", "log_snr", "karras"]
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 
 class Section(BaseModel):
@@ -56,9 +61,6 @@ class SDEConfig(Section):
         return self
 
 
-TimeDistribution = Literal["uniform", "log_snr"]
-
-
 class ObjectiveConfig(Section):
     """The encoder's objective, arXiv 2304.12141 §3.5."""
 
@@ -78,7 +80,7 @@ class SamplingConfig(Section):
         "sde_dpm_solver_pp",
         "predictor_corrector",
     ]
-    grid: Literal["uniform", "log_snr", "karras"]
+    grid: Grid
     steps: Count
     corrector_snr: Positive  # predictor_corrector
     clip: bool
@@ -98,83 +100,69 @@ class ReconstructConfig(Section):
     batch: Count
 
 
-class LikelihoodConfig(Section):
-    """The bound on ln p(x), and the prior's likelihood by the ODE."""
+class PartConfig(Section):
+    """A part of the stage ``evaluate``; ``images: 0`` switches it off."""
 
     images: CountOrZero
-    repeats: Annotated[int, Field(ge=2)]
+
+
+class LikelihoodConfig(PartConfig):
+    """The bound on ln p(x), and the prior's likelihood by the ODE."""
+
+    repeats: AtLeastTwo
     draws: Count
     ode_images: CountOrZero
 
 
-class SamplersConfig(Section):
+class SamplersConfig(PartConfig):
     """Every sampler at several costs."""
 
-    images: CountOrZero
-    evaluations: Annotated[list[Count], Field(min_length=1)]
-    grids: Annotated[list[Literal["uniform", "log_snr", "karras"]], Field(min_length=1)]
+    evaluations: Counts
+    grids: Annotated[list[Grid], Field(min_length=1)]
 
 
-class GuidanceConfig(Section):
+class GuidanceConfig(PartConfig):
     """Several weights of ∇ ln q(z|x_t)."""
 
-    images: CountOrZero
     weights: Annotated[list[NonNegative], Field(min_length=1)]
 
 
-class ProbesConfig(Section):
+class ProbesConfig(PartConfig):
     """What simple classifiers read from z."""
 
-    images: CountOrZero
     train_images: Count
     neighbours: Count
     times: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
 
 
-class EmbeddingConfig(Section):
-    """t-SNE of z."""
+class InterpolationsConfig(PartConfig):
+    """Lines and arcs between as many pairs of images."""
 
-    images: CountOrZero
-
-
-class InterpolationsConfig(Section):
-    """Lines and arcs between pairs of images."""
-
-    images: CountOrZero  # pairs
-    steps: Annotated[int, Field(ge=2)]
+    steps: AtLeastTwo
 
 
-class EditsConfig(Section):
+class EditsConfig(PartConfig):
     """z moved from one class towards another."""
 
-    images: CountOrZero
     strengths: Annotated[list[float], Field(min_length=1)]
 
 
-class DrawsConfig(Section):
+class DrawsConfig(PartConfig):
     """Several images for one z."""
 
-    images: CountOrZero
-    count: Annotated[int, Field(ge=2)]
+    count: AtLeastTwo
 
 
-class ShuffledConfig(Section):
-    """Reconstruction with the z of another image."""
-
-    images: CountOrZero
-
-
-class QualityConfig(Section):
+class QualityConfig(PartConfig):
     """Distances of samples to images."""
 
-    images: CountOrZero
     train_images: Count
     steps: Count
     inception: str | None  # torch-fidelity's file; null looks into TORCH_HOME, then fetches it
 
 
 class EvaluateConfig(Section):
-    """The stage ``evaluate``; ``images: 0`` switches a part off."""
+    """The stage ``evaluate``."""
 
     classifier_images: Count
     active_threshold: Positive
@@ -183,11 +171,11 @@ class EvaluateConfig(Section):
     samplers: SamplersConfig
     guidance: GuidanceConfig
     probes: ProbesConfig
-    embedding: EmbeddingConfig
+    embedding: PartConfig  # t-SNE of z
     interpolations: InterpolationsConfig
     edits: EditsConfig
     draws: DrawsConfig
-    shuffled: ShuffledConfig
+    shuffled: PartConfig  # reconstruction with the z of another image
     quality: QualityConfig
 
 
@@ -234,14 +222,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _grey_or_colour(self) -> Self:
-        if self.image.channels not in (1, 3):
-            raise ValueError(
-                f"image.channels: got {self.image.channels}; choose 1 (grey) or 3 (colour)"
-            )
+        if (channels := self.image.channels) not in (1, 3):
+            raise ValueError(f"image.channels: got {channels}; choose 1 (grey) or 3 (colour)")
         return self
-
-
-LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 
 class LPIPSConfig(Section):
@@ -255,7 +238,7 @@ class LPIPSConfig(Section):
 class UNetConfig(Section):
     """The prior's DDPM U-Net (diffusers' ``UNet2DModel``)."""
 
-    channels: Widths
+    channels: Counts
     blocks: Count
     attention: list[Count]
     groups: Count
@@ -272,7 +255,7 @@ class EncoderNetworkConfig(Section):
     """The encoder's trunk; the VAE's encoder is the same without time, its decoder the mirror."""
 
     kind: Literal["conv", "resnet"]
-    channels: Widths
+    channels: Counts
     blocks: Count  # resnet
     groups: Count  # resnet
     attention: list[Count]  # resnet
@@ -340,23 +323,28 @@ class PresetConfig(Section):
     @model_validator(mode="after")
     def _fits_the_image(self) -> Self:
         size, prior, encoder = self.data.image.size, self.prior.network, self.encoder.network
-        _check_attention("prior.network", prior.attention, _sides("prior.network", prior, size))
+        _check_levels("prior.network", prior, size)
         _check_heads(prior, size)
         if encoder.kind == "conv":
             _check_divisible("encoder.network", size, 2 ** len(encoder.channels))
         else:
-            sides = _sides("encoder.network", encoder, size, encoder.patch)
-            _check_attention("encoder.network", encoder.attention, sides)
+            _check_levels("encoder.network", encoder, size, encoder.patch)
         return self
 
 
-def _sides(
+def _check_levels(
     key: str, network: UNetConfig | EncoderNetworkConfig, size: int, patch: int = 1
-) -> list[int]:
-    """Sides of the feature maps, level by level; each level but the first halves them."""
+) -> None:
+    """Each level but the first halves the sides of the feature maps; attention is at some."""
     levels = len(network.channels)
     _check_divisible(key, size, patch * 2 ** (levels - 1))
-    return [size // (patch * 2**level) for level in range(levels)]
+    sides = [size // (patch * 2**level) for level in range(levels)]
+    for side in network.attention:
+        if side not in sides:
+            raise ValueError(
+                f"{key}.attention: got {side}; the sides of its feature maps are "
+                f"{', '.join(map(str, sides))}: choose among them"
+            )
 
 
 def _check_divisible(key: str, size: int, divisor: int) -> None:
@@ -367,22 +355,11 @@ def _check_divisible(key: str, size: int, divisor: int) -> None:
         )
 
 
-def _check_attention(key: str, attention: list[int], sides: list[int]) -> None:
-    for side in attention:
-        if side not in sides:
-            raise ValueError(
-                f"{key}.attention: got {side}; the sides of its feature maps are "
-                f"{', '.join(map(str, sides))}: choose among them"
-            )
-
-
 def _check_heads(network: UNetConfig, size: int) -> None:
     """Levels that attend, and the middle where one does, need a head of diffusers' 8 channels."""
-    if not network.attention:
-        return
     for level, width in enumerate(network.channels):
-        attends = size // 2**level in network.attention or level == len(network.channels) - 1
-        if attends and width < 8:
+        middle = level == len(network.channels) - 1 and network.attention
+        if width < 8 and (middle or size // 2**level in network.attention):
             raise ValueError(
                 f"prior.network.channels: got {width} where the network attends; give at least 8, "
                 "or an empty attention"
@@ -403,14 +380,10 @@ class Config(Section):
     presets: Annotated[dict[str, PresetConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _known_names(self) -> Self:
+    def _consistent(self) -> Self:
         _check_known("preset", self.preset, "presets", self.presets)
         name = self.reconstruct.protocol
         _check_known("reconstruct.protocol", name, "protocols", self.protocols)
-        return self
-
-    @model_validator(mode="after")
-    def _probed_times(self) -> Self:
         for t in self.evaluate.probes.times:
             if 0 < t < self.sde.t_min:
                 least = f"sde.t_min ({self.sde.t_min})"
@@ -442,12 +415,10 @@ def load_config(path: Path) -> Config:
             One line for each fault: file, key, value, remedy.
     """
     try:
-        tree = read_tree(path)
+        return parse(Config, read_tree(path), str(path))
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; name the parameter file with --params"
-        ) from None
-    return parse(Config, tree, str(path))
+        reason = f"{error.strerror}; name the parameter file with --params"
+        raise UserError(f"{path}: {reason}") from None
 
 
 def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:
@@ -460,13 +431,13 @@ def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:
         return section.model_validate(tree)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
-    lines = [_describe(dict(fault)) for fault in faults[:MAX_FAULTS]]
+    lines = [_describe(fault) for fault in faults[:MAX_FAULTS]]
     if len(faults) > MAX_FAULTS:
         lines.append(f"{len(faults) - MAX_FAULTS} more such lines; correct these first")
     raise UserError("\n".join(f"{origin}: {line}" for line in lines))
 
 
-def _describe(fault: dict[str, Any]) -> str:
+def _describe(fault: ErrorDetails) -> str:
     key = ".".join(map(_part, fault["loc"])) or "top level"
     match fault["type"]:
         case "extra_forbidden":
@@ -475,16 +446,14 @@ def _describe(fault: dict[str, Any]) -> str:
             return f"{key}: missing; add it (the shipped params.yaml shows every key)"
         case "value_error":
             return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
-        case _:
-            message = fault["msg"]
-            return f"{key}: got {shown(fault['input'])}; {message[0].lower()}{message[1:]}"
+    return f"{key}: got {shown(fault['input'])}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def _part(key: str | int) -> str:
     """One part of a dotted name: as it is, or quoted where that would mislead."""
     text = str(key)
-    plain = text.isprintable() and text.strip() == text and text and not set(". ") & set(text)
-    return text if plain and len(text) <= 60 else shown(text)
+    plain = text.isprintable() and 0 < len(text) <= 60 and not set(". ") & set(text)
+    return text if plain else shown(text)
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -498,15 +467,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = str(value)
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: str(value)}
     return flat
-
-
-# PyYAML reads YAML 1.1, where 1e-05 is a string, no is false and 010 is eight. DVC speaks 1.2:
-# ``dvc exp run -S`` leaves ``beta: 1e-05`` behind, and ``precision: no`` without its quotes.
 
 
 class _Clipped(reprlib.Repr):
@@ -533,6 +495,8 @@ def _integer(text: str) -> int | float:
 
 
 # The core schema of YAML 1.2.2, §10.3.2, in its order: the form of each scalar, and its reader.
+# PyYAML reads YAML 1.1, where 1e-05 is a string, no is false and 010 is eight. DVC speaks 1.2:
+# ``dvc exp run -S`` leaves ``beta: 1e-05`` behind, and ``precision: no`` without its quotes.
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: dict[str, tuple[str, Callable[[str], object]]] = {
     f"{_TAG}null": (r"null|Null|NULL|~|", lambda text: None),
@@ -601,8 +565,7 @@ def read_tree(path: Path) -> object:
         OSError: the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        loader = _Loader(text)
+        loader = _Loader(text := path.read_text(encoding="utf-8"))
         return loader.get_single_data()
     except UnicodeDecodeError as error:
         line, reason = error.object[: error.start].count(b"\n"), "not UTF-8"
