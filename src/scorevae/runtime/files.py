@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from scorevae.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,9 +26,10 @@ def lasting_folder(variable: str, default: str) -> Path:
     return (base / Path(os.environ.get(variable) or default).expanduser()).resolve()
 
 
-def is_disk_full(error: OSError) -> bool:
+def is_disk_full(error: Exception) -> bool:
     """Whether a write failed for lack of space; NumPy then gives a text and no number."""
-    return error.errno in DISK_FULL or bool(re.search(r"\d requested and \d+ written", str(error)))
+    unnumbered = re.search(r"\d requested and \d+ written", str(error))
+    return isinstance(error, OSError) and (error.errno in DISK_FULL or unnumbered is not None)
 
 
 @contextmanager
@@ -45,7 +48,10 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.old.partial")
     try:
         yield temporary
-        _flush(temporary)
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
         if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed over a full one
             os.replace(path, aside)
         os.replace(temporary, path)
@@ -64,32 +70,15 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
-def _flush(path: Path) -> None:
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-
-
 def _sweep(path: Path) -> None:
     """Remove what killed processes left behind of this path."""
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
         pid = re.fullmatch(r"(\d+)(\.old)?", leftover.name[len(path.name) + 2 : -len(".partial")])
-        if pid is None or _runs(int(pid[1])):
+        if pid is None or psutil.pid_exists(int(pid[1])):
             continue
         if pid[2] and not path.exists():  # killed between the two renames of a folder
             os.replace(leftover, path)
         _remove(leftover)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def _remove(path: Path) -> None:
@@ -111,19 +100,16 @@ def own_path(name: str, key: str) -> Path:
     except (OSError, RuntimeError) as error:  # too long a name; ~user without a home
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{key}: {name[:100]!r} is no path ({reason}); correct it") from None
-    if not found:
-        raise UserError(
-            f"{key}: {name!r} does not exist (looked for {path.resolve()}); correct it"
-        )
-    return path
+    if found:
+        return path
+    raise UserError(f"{key}: {name!r} does not exist (looked for {path.resolve()}); correct it")
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, or of a folder's sorted file names and their hashes."""
     if path.is_dir():
-        parts = [
-            f"{p.relative_to(path)} {sha256(p)}" for p in sorted(path.rglob("*")) if p.is_file()
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        files = (file for file in sorted(path.rglob("*")) if file.is_file())
+        lines = "\n".join(f"{file.relative_to(path)} {sha256(file)}" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

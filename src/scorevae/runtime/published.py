@@ -1,13 +1,11 @@
 """Weights that others publish: kept where torch.hub keeps them, and checked before use."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
-from gdown.exceptions import DownloadError
 from torch.hub import download_url_to_file, get_dir
 
 from scorevae.errors import UserError
@@ -63,9 +61,8 @@ def check_digest(path: Path, file: WeightsFile, what: str) -> str:
     try:
         digest = sha256(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); name the file of {what}"
-        ) from None
+        reason = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {reason}; name the file of {what}") from None
     if not digest.startswith(file.sha256):
         raise UserError(
             f"{path}: its SHA-256 is {digest}, that of {what} begins with {file.sha256}: "
@@ -86,34 +83,25 @@ def downloads_folder() -> Path:
 def fetch(what: str, wanted: str, download: Callable[[], object], key: str) -> None:
     """Run a library's download into the downloads folder, in one process at a time.
 
-    The library checks what is there first: a process that waited finds it whole, and no process
-    writes to a file that is whole, so that reading needs no lock.
+    Libraries write and unpack under the final name, but check what is there first: a process that
+    waited finds it whole, and none writes to a file that is whole, so that reading needs no lock.
 
     Raises:
         UserError: as of :func:`attempt`.
     """
-    with _alone(what):
-        attempt(what, wanted, download, key)
-
-
-@contextmanager
-def _alone(what: str) -> Iterator[None]:
-    """Let no other process fetch the same: libraries write and unpack it under its final name."""
     folder = downloads_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):  # then nothing can be fetched, only read
-        yield
+        attempt(what, wanted, download, key)
         return
     lock = FileLock(folder / f".{what}.lock", mode=0o666)  # the folder may belong to many users
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except Timeout:
         print(f"{what}: another process fetches it into {folder}; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        held = lock.acquire()
+    with held:
+        attempt(what, wanted, download, key)
 
 
 def attempt(what: str, wanted: str, download: Callable[[], object], key: str) -> None:
@@ -123,13 +111,13 @@ def attempt(what: str, wanted: str, download: Callable[[], object], key: str) ->
         UserError: the network or the file failed; says which files (``wanted``) to put by hand
             into the root of the data set whose settings params.yaml has under ``key``.
     """
+    from gdown.exceptions import DownloadError  # of torchvision's downloads from Google Drive
+
     try:
         download()
     except (OSError, RuntimeError, ValueError, DownloadError) as error:  # URLError is an OSError
-        if isinstance(error, OSError) and is_disk_full(error):
+        if is_disk_full(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{what}: cannot be downloaded ({reason}); put {wanted} into a folder and name the "
-            f"folder in {key}.root"
-        ) from None
+        reason = f"cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        advice = f"put {wanted} into a folder and name the folder in {key}.root"
+        raise UserError(f"{what}: {reason}; {advice}") from None

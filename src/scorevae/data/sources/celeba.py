@@ -5,11 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, download_file_from_google_drive
 
 from scorevae.config import DataConfig
 from scorevae.data.arrays import SplitName
@@ -22,34 +19,23 @@ from scorevae.runtime.published import downloads_folder, fetch
 
 CROP = 140  # of the aligned 178×218 pixels; the standard 64×64 set is this, then resized
 
-ZIP, PARTITION, ATTRIBUTES = (
-    "img_align_celeba.zip",
-    "list_eval_partition.txt",
-    "list_attr_celeba.txt",
-)
-FOLDER = "img_align_celeba"
+ZIP, FOLDER = "img_align_celeba.zip", "img_align_celeba"
+PARTITION, ATTRIBUTES = "list_eval_partition.txt", "list_attr_celeba.txt"
 PARTS: dict[SplitName, int] = {"train": 0, "test": 2}  # 1 is the validation set, left out
-
-MD5 = {name: md5 for _, md5, name in datasets.CelebA.file_list}
-DRIVE = {name: file_id for file_id, _, name in datasets.CelebA.file_list}
-
-
-class Lists(NamedTuple):
-    """The two text files: file names of each split, their attributes as 0 and 1, the titles."""
-
-    names: dict[SplitName, list[str]]
-    attributes: dict[SplitName, np.ndarray]
-    titles: list[str]
 
 
 def read_celeba(
-    settings: DataConfig, root: Path | None, writer: DatasetWriter, *, md5: dict[str, str] = MD5
+    settings: DataConfig,
+    root: Path | None,
+    writer: DatasetWriter,
+    *,
+    md5: dict[str, str] | None = None,
 ) -> Origin:
     """CelebA (Liu et al. 2015): 162,770 training and 19,962 test faces, one at a time.
 
     ``root`` may hold ``img_align_celeba.zip`` or its unpacked folder, with
     ``list_eval_partition.txt`` and ``list_attr_celeba.txt`` anywhere below. Labels are the 40
-    attributes.
+    attributes. ``md5`` by file name is torchvision's, but in tests.
 
     Raises:
         UserError: a file is missing, altered, cannot be fetched, or an image is damaged.
@@ -59,68 +45,70 @@ def read_celeba(
             f"{writer.key}.image.size: got {settings.image.size}; CelebA's crop has {CROP} pixels "
             "a side, choose at most that"
         )
-    base = _fetched(md5, writer.key) if root is None else root
-    lists = read_lists(base, md5)
-    with _images(base, md5) as read:
-        for split, names in lists.names.items():
+    from torchvision.datasets import CelebA  # takes seconds, which other sources do without
+
+    md5 = md5 or {name: digest for _, digest, name in CelebA.file_list}
+    root = root or _fetched(md5, writer.key)
+    splits, attributes, titles = _lists(root, md5)
+    with _images(root, md5) as read:
+        for split, names in splits.items():
             writer.images(split, _decoded(names, read, settings, split))
-            writer.labels(split, lists.attributes[split])
+            writer.labels(split, np.stack([attributes[name] for name in names]))
     return Origin(
         source="CelebA (Z. Liu et al. 2015), aligned, centre crop 140",
         licence="non-commercial research only; do not pass images on",
-        details={"attributes": lists.titles},
+        details={"attributes": titles},
     )
 
 
 def _fetched(md5: dict[str, str], key: str) -> Path:
+    from torchvision.datasets import CelebA
+    from torchvision.datasets.utils import download_file_from_google_drive
+
+    drive = {name: file_id for file_id, _, name in CelebA.file_list}
     base = downloads_folder() / "celeba"
     by_hand = f"{ZIP}, {PARTITION} and {ATTRIBUTES} (Google Drive limits downloads)"
     for name in (ATTRIBUTES, PARTITION, ZIP):
-        if not check_integrity(str(base / name), md5[name]):
-            source = (DRIVE[name], str(base), name, md5[name])
-            download = partial(download_file_from_google_drive, *source)
-            fetch(f"CelebA's {name}", by_hand, download, key)
+        source = (drive[name], str(base), name, md5[name])
+        fetch(f"CelebA's {name}", by_hand, partial(download_file_from_google_drive, *source), key)
     return base
 
 
-def read_lists(base: Path, md5: dict[str, str]) -> Lists:
-    """Parse the partition and the attributes."""
+def _lists(
+    base: Path, md5: dict[str, str]
+) -> tuple[dict[SplitName, list[str]], dict[str, np.ndarray], list[str]]:
+    """The names of each split's files, the attributes of each name, the attributes' titles."""
     files = find_checked(base, {name: md5[name] for name in (PARTITION, ATTRIBUTES)})
     if files is None:
         raise UserError(f"{base}: {PARTITION} and {ATTRIBUTES} missing; put them there")
     parts = dict(line.split() for line in files[PARTITION].read_text().splitlines() if line)
-    names = {
+    splits = {
         split: sorted(name for name, part in parts.items() if int(part) == number)
         for split, number in PARTS.items()
     }
     with files[ATTRIBUTES].open() as file:
         next(file)  # the number of images
         titles = next(file).split()
-        rows = {
-            name: np.array(values, dtype=np.int8) == 1
-            for name, *values in (line.split() for line in file if line.strip())
-        }
-    missing = [name for split in names.values() for name in split if name not in rows]
-    if missing:
-        raise UserError(f"{files[ATTRIBUTES]}: no attributes of {missing[0]}; fetch it again")
-    attributes = {split: np.stack([rows[n] for n in list_]) for split, list_ in names.items()}
-    return Lists(names, attributes, titles)
+        rows = (line.split() for line in file if line.strip())
+        attributes = {name: np.array(values, dtype=np.int8) == 1 for name, *values in rows}
+    for name in (name for names in splits.values() for name in names):
+        if name not in attributes:
+            raise UserError(f"{files[ATTRIBUTES]}: no attributes of {name}; fetch it again")
+    return splits, attributes, titles
 
 
 @contextmanager
 def _images(base: Path, md5: dict[str, str]) -> Iterator[Callable[[str], bytes]]:
     """A function from file name to content, over the unpacked folder or the archive."""
-    folder = find(base, FOLDER)
-    if folder is not None:
+    if folder := find(base, FOLDER):
         while (folder / FOLDER).is_dir():  # Kaggle has one inside of the other
             folder = folder / FOLDER
         yield lambda name: (folder / name).read_bytes()
-        return
-    files = find_checked(base, {ZIP: md5[ZIP]})
-    if files is None:
+    elif files := find_checked(base, {ZIP: md5[ZIP]}):
+        with zipfile.ZipFile(files[ZIP]) as archive:
+            yield lambda name: archive.read(f"{FOLDER}/{name}")
+    else:
         raise UserError(f"{base}: neither {ZIP} nor {FOLDER}/ in it; put one there")
-    with zipfile.ZipFile(files[ZIP]) as archive:
-        yield lambda name: archive.read(f"{FOLDER}/{name}")
 
 
 def _decoded(
@@ -138,6 +126,5 @@ def _one(name: str, read: Callable[[str], bytes], settings: DataConfig) -> np.nd
     try:
         return decode(read(name), settings.image, crop=CROP)
     except (BadImage, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"CelebA's {name}: {error}; the set is incomplete: fetch {ZIP} again"
-        ) from None
+        advice = f"the set is incomplete: fetch {ZIP} again"
+        raise UserError(f"CelebA's {name}: {error}; {advice}") from None

@@ -1,8 +1,7 @@
 """Official files: those that the user has, else those that are fetched; always checked."""
 
+import hashlib
 from pathlib import Path
-
-from torchvision.datasets.utils import calculate_md5
 
 from scorevae.data.sources.trees import folders
 from scorevae.errors import UserError
@@ -18,10 +17,14 @@ def find(root: Path, name: str) -> Path | None:
         return root
     if not root.is_dir():
         return None
-    places = (
-        folder / name for folder, subfolders, names in folders(root) if name in subfolders + names
-    )
+    places = (folder / name for folder, dirs, files in folders(root) if name in dirs + files)
     return min((place for place in places if place.exists()), default=None)
+
+
+def md5_of(path: Path) -> str:
+    """The MD5 of a file, by which its publishers name it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def check_md5(path: Path, md5: str) -> Path:
@@ -30,8 +33,7 @@ def check_md5(path: Path, md5: str) -> Path:
     Raises:
         UserError: it is not.
     """
-    found = calculate_md5(path)
-    if found != md5:
+    if (found := md5_of(path)) != md5:
         raise UserError(
             f"{path}: its MD5 is {found}, the official file's {md5}: incomplete or altered; fetch "
             "it again"
@@ -45,10 +47,8 @@ def find_checked(root: Path, md5: dict[str, str]) -> dict[str, Path] | None:
     Raises:
         UserError: some are missing, or an MD5 is wrong.
     """
-    found = {name: find(root, name) for name in md5}
-    missing = [name for name, path in found.items() if path is None]
-    if len(missing) == len(md5):
-        return None
-    if missing:
-        raise UserError(f"{root}: {', '.join(missing)} missing; put it beside the other files")
-    return {name: check_md5(path, md5[name]) for name, path in found.items() if path is not None}
+    found = {name: path for name in md5 if (path := find(root, name))}
+    if found and len(found) < len(md5):
+        missing = ", ".join(name for name in md5 if name not in found)
+        raise UserError(f"{root}: {missing} missing; put it beside the other files")
+    return {name: check_md5(path, md5[name]) for name, path in found.items()} or None

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, download_url
 
 from scorevae.config import DataConfig
 from scorevae.data.arrays import SplitName
@@ -27,25 +26,25 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
     Raises:
         UserError: a file is missing, altered or cannot be fetched.
     """
-    resources: dict[str, str] = dict(datasets.MNIST.resources)
+    from torchvision.datasets import MNIST  # takes seconds, which other sources do without
+
+    resources: dict[str, str] = dict(MNIST.resources)
+    names = ", ".join(resources)
     if root is None:
         root = downloads_folder() / "MNIST" / "raw"
-        for name, md5 in resources.items():
-            if not check_integrity(str(root / name), md5):
-                download = partial(_from_mirror, name, root)
-                fetch(f"MNIST's {name}", ", ".join(resources), download, writer.key)
+        for name in resources:
+            fetch(f"MNIST's {name}", names, partial(_from_mirror, name, root), writer.key)
     files = find_checked(root, resources)
     if files is None:
-        raise UserError(f"{root}: holds none of {', '.join(resources)}; put them there")
+        raise UserError(f"{root}: holds none of {names}; put them there")
     # Unpacked anew: unpacked files have no checksum.
     base = writer.folder / "unpacked"
     raw = base / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, path in files.items():
         (raw / name).symlink_to(path.resolve())
-    unpack = partial(datasets.MNIST, str(base), download=True)
-    attempt("MNIST", ", ".join(resources), unpack, writer.key)
-    for split, dataset in _both(datasets.MNIST, base):
+    attempt("MNIST", names, partial(MNIST, str(base), download=True), writer.key)
+    for split, dataset in _both(MNIST, base):
         rng = np.random.default_rng(derive_seed(settings.split_seed, "order", split))
         order = rng.permutation(len(dataset.data))
         writer.images(split, iter([dataset.data.numpy()[order, ..., None]]))
@@ -53,21 +52,23 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
     return Origin(
         source="MNIST (LeCun, Cortes, Burges), official files",
         licence="CC BY-SA 3.0",
-        details={"classes": [str(digit) for digit in range(10)]},
+        details={"classes": list("0123456789")},
     )
 
 
 def _from_mirror(name: str, folder: Path) -> None:
     """Fetch one file from the first of torchvision's mirrors that answers."""
-    *mirrors, last = datasets.MNIST.mirrors
-    md5 = dict(datasets.MNIST.resources)[name]
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import download_url
+
+    *mirrors, last = MNIST.mirrors
+    md5 = dict(MNIST.resources)[name]
     for mirror in mirrors:
         try:
-            download_url(f"{mirror}{name}", str(folder), name, md5)
-            return
+            return download_url(f"{mirror}{name}", str(folder), name, md5)
         except (OSError, RuntimeError) as error:
             print(f"{mirror}: {error}; trying {last}", flush=True)
-    download_url(f"{last}{name}", str(folder), name, md5)
+    return download_url(f"{last}{name}", str(folder), name, md5)
 
 
 def read_cifar10(
@@ -75,37 +76,40 @@ def read_cifar10(
     root: Path | None,
     writer: DatasetWriter,
     *,
-    dataset: type[datasets.CIFAR10] = datasets.CIFAR10,
+    dataset: Any = None,  # noqa: ANN401
 ) -> Origin:
     """CIFAR-10: 50,000 + 10,000 images, 32×32, colour.
 
     ``root`` may hold the official ``cifar-10-python.tar.gz``, its unpacked folder
     ``cifar-10-batches-py``, or image files as ``train/<class>`` and ``test/<class>`` (also in an
     archive), which are read like the source ``folder``. Pickles are opened only once their MD5 is
-    the official one.
+    the official one. ``dataset`` is torchvision's class, of another size in tests.
 
     Raises:
         UserError: a file is missing, altered or cannot be fetched.
     """
-    base = downloads_folder()
-    if root is not None:
-        archive, unpacked = find(root, dataset.filename), find(root, dataset.base_folder)
-        if archive is None and unpacked is None:
-            return read_folder(settings, root, writer)
-        if unpacked is not None:
-            meta = (dataset.meta["filename"], dataset.meta["md5"])
-            for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
-                if not (unpacked / name).is_file():
-                    raise UserError(f"{unpacked / name}: missing; unpack the archive again")
-                check_md5(unpacked / name, md5)
-            base = unpacked.parent
-        elif archive is not None:
-            base = writer.folder / "unpacked"
-            base.mkdir()
-            (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
-    if root is None or unpacked is None:
-        run = fetch if root is None else attempt  # into the folder of all processes, or our own
-        run("CIFAR-10", dataset.filename, lambda: dataset(str(base), download=True), writer.key)
+    from torchvision.datasets import CIFAR10  # takes seconds, which other sources do without
+
+    dataset = dataset or CIFAR10
+    if root is None:
+        base = downloads_folder()
+        load = partial(dataset, str(base), download=True)
+        fetch("CIFAR-10", dataset.filename, load, writer.key)
+    elif unpacked := find(root, dataset.base_folder):
+        base = unpacked.parent
+        meta = (dataset.meta["filename"], dataset.meta["md5"])
+        for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
+            if not (unpacked / name).is_file():
+                raise UserError(f"{unpacked / name}: missing; unpack the archive again")
+            check_md5(unpacked / name, md5)
+    elif archive := find(root, dataset.filename):
+        base = writer.folder / "unpacked"
+        base.mkdir()
+        (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
+        load = partial(dataset, str(base), download=True)
+        attempt("CIFAR-10", dataset.filename, load, writer.key)
+    else:
+        return read_folder(settings, root, writer)
     for split, part in _both(dataset, base):
         writer.images(split, iter([part.data]))
         writer.labels(split, np.asarray(part.targets))
@@ -116,6 +120,6 @@ def read_cifar10(
     )
 
 
-def _both(kind: type, base: Path) -> Iterator[tuple[SplitName, datasets.VisionDataset]]:
+def _both(dataset: type, base: Path) -> Iterator[tuple[SplitName, Any]]:
     for split in SPLITS:
-        yield split, kind(str(base), train=split == "train")
+        yield split, dataset(str(base), train=split == "train")

@@ -1,15 +1,15 @@
 """Image files in folders and in archives, which are unpacked one after the other for a moment."""
 
-import lzma
 import os
 import re
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Iterator
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, NoReturn, Self
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from scorevae.data.sources.pixels import SUFFIXES, BadImage
 from scorevae.errors import UserError
@@ -20,15 +20,7 @@ TARS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz":
 ARCHIVES = (".zip", *TARS)
 
 # What the libraries raise on archives that are cut short or altered; KeyError: a link to nothing.
-DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    KeyError,
-    OSError,
-)
+DAMAGE = tarfile.TarError, BadZipFile, zlib.error, LZMAError, EOFError, KeyError, OSError
 
 
 class ImageFile(NamedTuple):
@@ -65,14 +57,12 @@ def image_files(root: Path, scratch: Path) -> Iterator[ImageFile]:
     if not root.is_dir():
         yield from _archived(root, scratch, "")
         return
-    files = list(_files(root))
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
-    for path in pictures:
-        yield ImageFile(path.relative_to(root).as_posix(), path)
-    for path in files if not pictures else []:
+    files = {path.relative_to(root).as_posix(): path for path in _files(root)}
+    pictures = {name: path for name, path in files.items() if path.suffix.lower() in SUFFIXES}
+    yield from (ImageFile(name, path) for name, path in pictures.items())
+    for name, path in files.items() if not pictures else []:
         if ending := _ending(path):
-            name = path.relative_to(root).as_posix()[: -len(ending)]
-            yield from _archived(path, scratch, f"{name}/")
+            yield from _archived(path, scratch, f"{name[: -len(ending)]}/")
 
 
 def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -83,13 +73,12 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
+        if (real := os.path.realpath(folder)) in seen:
             subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders.sort()
-        yield Path(folder), subfolders, sorted(names)
+        else:
+            seen.add(real)
+            subfolders.sort()
+            yield Path(folder), subfolders, sorted(names)
 
 
 def _unreadable(error: OSError) -> NoReturn:
@@ -116,7 +105,7 @@ def _archived(path: Path, scratch: Path, prefix: str) -> Iterator[ImageFile]:
         try:
             if _ending(path) in TARS:  # first: a tar may end with a zip
                 _untar(path, folder)
-            elif zipfile.is_zipfile(path):
+            elif is_zipfile(path):
                 _unzip(path, folder)
             else:
                 raise UserError(
@@ -124,22 +113,16 @@ def _archived(path: Path, scratch: Path, prefix: str) -> Iterator[ImageFile]:
                     "one in data.root, or fetch the archive again"
                 )
         except DAMAGE as error:
-            _raise_if_full(error)
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path}: damaged or incomplete archive ({reason}); fetch it again"
-            ) from None
+            if is_disk_full(error):
+                raise
+            reason = f"damaged or incomplete archive ({' '.join(str(error).split())[:200]})"
+            raise UserError(f"{path}: {reason}; fetch it again") from None
         for file in _files(folder):
             yield ImageFile(f"{prefix}{file.relative_to(folder).as_posix()}", file)
 
 
-def _raise_if_full(error: Exception) -> None:
-    if isinstance(error, OSError) and is_disk_full(error):
-        raise error
-
-
 def _unzip(path: Path, folder: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+    with ZipFile(path) as archive:
         for info in archive.infolist():
             if info.is_dir() or not _wanted(path, info.filename, info.file_size):
                 continue
@@ -148,7 +131,8 @@ def _unzip(path: Path, folder: Path) -> None:
             try:
                 archive.extract(info, folder)
             except (*DAMAGE, NotImplementedError) as error:
-                _raise_if_full(error)
+                if is_disk_full(error):
+                    raise
                 (folder / info.filename).write_bytes(b"")  # a bad image; the others are good
 
 
