@@ -21,7 +21,7 @@ from scorevae.evaluation import figures
 from scorevae.runtime.files import replacing
 
 DISTORTIONS = {"l2": "L2", "psnr": "PSNR, dB", "sharpness": "sharpness"}
-FIXED = ("preset", "seed", "sde.", "objective.", "reconstruct.", "protocols.", "presets.")
+FIXED = ("seed", "sde.", "objective.", "reconstruct.", "protocols.")
 UNFINISHED = ("Running", "Queued", "Failed")  # DVC shows them with their commit's metrics
 Row = Mapping[str, object]
 
@@ -55,8 +55,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
         if row.get("State") in UNFINISHED or _settings(row) != _settings(reference):
             continue
         for system in SYSTEMS:
-            point = _point(row, system)
-            if point is not None:  # the workspace first, its commit shows the same again
+            if point := _point(row, system):  # the workspace first, its commit shows it again
                 found.setdefault((system, point.beta), point)
     if len({point.beta for point in found.values()}) < 2:
         raise UserError(
@@ -69,24 +68,16 @@ def points(rows: Sequence[Row]) -> list[Point]:
 
 def _settings(row: Row) -> dict[str, str]:
     """Every parameter but β, and but those of presets and parts that change no number here."""
-    preset = row.get("preset")
-    return {
-        key: str(value)
-        for key, value in row.items()
-        if key.startswith(FIXED)
-        and (not key.startswith("presets.") or key.startswith(f"presets.{preset}."))
-    }
+    fixed = (*FIXED, f"presets.{row.get('preset')}.")
+    return {k: str(value) for k, value in row.items() if k == "preset" or k.startswith(fixed)}
 
 
 def _point(row: Row, system: str) -> Point | None:
-    values = [row.get("beta")]
-    values += [row.get(f"{system}.{name}") for name in ("rate_nats", *DISTORTIONS)]
-    if not all(isinstance(value, int | float) for value in values):
+    keys = ("beta", *(f"{system}.{name}" for name in ("rate_nats", *DISTORTIONS)))
+    values = [float(value) for key in keys if isinstance(value := row.get(key), int | float)]
+    if len(values) < len(keys):
         return None  # queued, failed, or of a time without these metrics
-    name = str(row.get("Experiment") or row.get("rev"))
-    return Point(
-        name, system, *(float(value) for value in values if isinstance(value, int | float))
-    )
+    return Point(str(row.get("Experiment") or row.get("rev")), system, *values)
 
 
 def figure(found: Sequence[Point]) -> figures.Figure:
@@ -98,14 +89,9 @@ def figure(found: Sequence[Point]) -> figures.Figure:
             rates = [point.rate_nats for point in own]
             values = [getattr(point, name) for point in own]
             axis.plot(rates, values, ".-", label=row.title)
+            beside = {"fontsize": 6, "textcoords": "offset points", "xytext": (3, 3)}
             for point, rate, value in zip(own, rates, values, strict=True):
-                axis.annotate(
-                    f"{point.beta:g}",
-                    (rate, value),
-                    fontsize=6,
-                    textcoords="offset points",
-                    xytext=(3, 3),
-                )
+                axis.annotate(f"{point.beta:g}", (rate, value), **beside)
         axis.set(xlabel="rate, nats", ylabel=label)
     axes[0].legend(fontsize=8)
     return drawn
@@ -113,19 +99,15 @@ def figure(found: Sequence[Point]) -> figures.Figure:
 
 def write(folder: Path, found: Sequence[Point]) -> None:
     """``rate_distortion.csv`` and ``.png``."""
-    with (
-        replacing(folder / "rate_distortion.csv") as temporary,
-        temporary.open("w", newline="") as f,
-    ):
-        writer = csv.writer(f)
-        writer.writerow(Point._fields)
-        writer.writerows(found)
+    table = folder / "rate_distortion.csv"
+    with replacing(table) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([Point._fields, *found])
     figures.save(figure(found), folder / "rate_distortion.png")
 
 
 @click.command(help=__doc__)
-@click.option("--params", type=click.Path(path_type=Path), default=Path("params.yaml"))
-@click.option("--output", type=click.Path(path_type=Path), default=Path("results"))
+@click.option("--params", type=click.Path(path_type=Path), default="params.yaml")
+@click.option("--output", type=click.Path(path_type=Path), default="results")
 @click.option("--commits", default=1, help="baselines to look for experiments under")
 def main(params: Path, output: Path, commits: int) -> None:
     """Read, draw and print."""
