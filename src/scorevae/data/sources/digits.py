@@ -29,23 +29,19 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
             f"{writer.key}.root: got {str(root)!r}, but digits come inside scikit-learn; set it "
             f"to null, or {writer.key}.source to folder"
         )
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
-    _check_fraction(f"{writer.key}.test_fraction", settings.test_fraction, len(labels))
-    parts = train_test_split(
-        np.arange(len(labels)),
-        test_size=settings.test_fraction,
-        random_state=settings.split_seed,
-        stratify=labels,
-    )
+    values, labels = load_digits(return_X_y=True)
+    images = np.round(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    share, seed = settings.test_fraction, settings.split_seed
+    _check_fraction(f"{writer.key}.test_fraction", share, len(labels))
+    rows = np.arange(len(labels))
+    parts = train_test_split(rows, test_size=share, random_state=seed, stratify=labels)
     for split, rows in zip(SPLITS, parts, strict=True):
         writer.images(split, iter([images[rows]]))
         writer.labels(split, labels[rows])
     return Origin(
         source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)",
         licence="CC BY 4.0 (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49)",
-        details={"classes": [str(digit) for digit in range(CLASSES)]},
+        details={"classes": list("0123456789")},
     )
 
 

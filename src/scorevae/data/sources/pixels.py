@@ -61,9 +61,11 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
                     raise BadImage(f"{opened.width}×{opened.height} pixels, over {MAX_PIXELS}")
                 # Pillow scales a PGM of more than 8 bits to 16, in pixels of 32.
                 kind = opened.format, opened.mode
-                sixteen = opened.mode.startswith("I;16") or kind == ("PPM", "I")
-                upright = ImageOps.exif_transpose(opened)
-                picture = _eight_bit(_sixteen_bit(upright) if sixteen else upright, image.channels)
+                picture = ImageOps.exif_transpose(opened)
+                if opened.mode.startswith("I;16") or kind == ("PPM", "I"):
+                    grey = np.round(np.asarray(picture) / 257)  # of 0 to 65535
+                    picture = Image.fromarray(grey.astype(np.uint8))
+                picture = _eight_bit(picture, image.channels)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -79,11 +81,6 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     if side != image.size:
         square = square.resize((image.size, image.size), Image.Resampling.BILINEAR)
     return np.asarray(square, dtype=np.uint8).reshape(image.size, image.size, image.channels)
-
-
-def _sixteen_bit(picture: Image.Image) -> Image.Image:
-    """Grey of 0 to 65535 in 8 bits."""
-    return Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
 
 
 def _eight_bit(picture: Image.Image, channels: int) -> Image.Image:
