@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -13,7 +13,7 @@ class Interrupted(UserError):
     """Stopped from outside, with everything saved that it takes to go on."""
 
 
-def links_to_dvc() -> list[tuple[psutil.Process, int]]:
+def _links_to_dvc() -> list[tuple[psutil.Process, int]]:
     """This process and its ancestors below DVC, each with its parent's pid; [] without DVC.
 
     They are those whose environment has DVC_STAGE. Usually this process alone: DVC starts a
@@ -22,12 +22,10 @@ def links_to_dvc() -> list[tuple[psutil.Process, int]]:
     """
     links = []
     process: psutil.Process | None = psutil.Process()
-    try:
+    with suppress(psutil.Error):  # of another user, or ended meanwhile
         while process is not None and "DVC_STAGE" in process.environ():
             links.append((process, process.ppid()))
             process = process.parent()
-    except psutil.Error:  # of another user, or ended meanwhile
-        pass
     return links
 
 
@@ -39,7 +37,7 @@ def _broken(links: list[tuple[psutil.Process, int]]) -> bool:
         return True
 
 
-_LINKS = links_to_dvc()  # at import, which is early, so that a parent lost since is noticed
+_LINKS = _links_to_dvc()  # at import, which is early, so that a parent lost since is noticed
 
 
 @contextmanager
@@ -51,7 +49,7 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
     gone; but only under DVC, since ``nohup`` and the like are meant to be left by their parents.
     """
     received: list[int] = []
-    handled = (signal.SIGTERM, signal.SIGINT)
+    handled = signal.SIGTERM, signal.SIGINT
 
     def reason() -> str | None:
         if received:
@@ -59,9 +57,7 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
         return "the end of dvc" if _broken(_LINKS) else None
 
     try:
-        before = {
-            number: signal.signal(number, lambda n, _: received.append(n)) for number in handled
-        }
+        before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in handled}
     except ValueError:  # not the main thread: signals are somebody else's
         yield reason
         return

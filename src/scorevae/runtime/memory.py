@@ -20,14 +20,9 @@ def explaining_memory(remedy: str | Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not _is_out_of_memory(error):
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):  # says torch's CPU allocator
             raise
         reason = " ".join(str(error).split())[:200] or "no memory left"
         advice = remedy if isinstance(remedy, str) else remedy()
         raise UserError(f"out of memory ({reason}); {advice}") from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "can't allocate memory" in str(error)  # torch's CPU allocator has no exception of its own
-    )

@@ -15,7 +15,6 @@ class Advance(Protocol):
 
     def __call__(self, done: int, numbers: Mapping[str, float] = NOTHING) -> None:
         """Show them."""
-        ...
 
 
 @contextmanager
@@ -35,9 +34,7 @@ def progress(name: str, first: int, total: int | None) -> Iterator[Advance]:
             yield update
         return
     if first:
-        print(
-            f"{name}: resuming at {first}" + ("" if total is None else f" of {total}"), flush=True
-        )
+        print(f"{name}: resuming at {first}{'' if total is None else f' of {total}'}", flush=True)
     tenth = 10_000 if total is None else max(1, total // 10)
     of_total = "" if total is None else f"/{total}"
     printed = first // tenth

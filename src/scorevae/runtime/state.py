@@ -42,13 +42,9 @@ def code_of(stage: str) -> list[Path]:
     """
     root = Path(__file__).resolve().parents[3]
     graph: Any = read_tree(root / "dvc.yaml")
-    listed = (name for name in graph["stages"][stage]["deps"] if name.startswith(CODE))
-    return [file for name in listed for file in _files(root / name)]
-
-
-def _files(code: Path) -> list[Path]:
-    """The sources under a folder, or the one file; what Python compiles of them does not count."""
-    return sorted(code.rglob("*.py")) if code.is_dir() else [code]
+    listed = [root / name for name in graph["stages"][stage]["deps"] if name.startswith(CODE)]
+    # Of folders the sources; what Python compiles of them does not count.
+    return [f for dep in listed for f in (sorted(dep.rglob("*.py")) if dep.is_dir() else [dep])]
 
 
 def state_root() -> Path:
@@ -66,8 +62,7 @@ class StateFile:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self.path = path
-        self.previous = path.with_suffix(".previous.pt")
+        self.path, self.previous = path, path.with_suffix(".previous.pt")
         self.key = key
 
     def load(self) -> dict[str, Any] | None:
@@ -81,10 +76,9 @@ class StateFile:
             try:
                 return self._read(path)
             except Exception as error:  # noqa: BLE001 (damaged bytes make torch raise anything)
-                reason = " ".join(str(error).split())[:120]
                 before = path == self.path and self.previous.exists()
                 instead = "the one saved before it is used" if before else "starting from step 0"
-                print(f"{path}: state ignored ({reason}); {instead}", flush=True)
+                print(f"{path}: state ignored ({_short(error)}); {instead}", flush=True)
                 path.unlink()
         return None
 
@@ -95,7 +89,11 @@ class StateFile:
             UserError: the disk is full; both former states are intact.
         """
         with replacing(self.path) as temporary:
-            _write({"key": self.key, "state": state}, temporary)
+            try:
+                torch.save({"key": self.key, "state": state}, temporary)
+            except RuntimeError as error:  # torch reports a failed write without its reason
+                reason = f"{os.strerror(errno.ENOSPC)}, says torch: {_short(error)}"
+                raise OSError(errno.ENOSPC, reason) from None
             if self.path.exists():
                 os.replace(self.path, self.previous)
 
@@ -109,12 +107,9 @@ class StateFile:
         return dict(saved["state"])
 
 
-def _write(value: object, path: Path) -> None:
-    try:
-        torch.save(value, path)
-    except RuntimeError as error:  # torch's writer reports a failed write without its reason
-        reason = " ".join(str(error).split())[:120]
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says torch: {reason}") from None
+def _short(error: Exception) -> str:
+    """What an error says, on a part of a line."""
+    return " ".join(str(error).split())[:120]
 
 
 class BatchFolder(NamedTuple):
@@ -147,8 +142,7 @@ class StateFolder:
     """The states of one stage: one file for each of its trainings, or one for each batch."""
 
     def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder
-        self.key = key
+        self.folder, self.key = folder, key
         self._finished = folder / FINISHED
 
     def file(self, name: str) -> StateFile:
@@ -194,10 +188,9 @@ class StateFolder:
         self._unlink("*.pt", "*.npy", ".*.partial", FINISHED)
 
     def _unlink(self, *patterns: str) -> None:
-        for pattern in patterns:
-            for path in self.folder.glob(pattern):
-                with suppress(OSError):
-                    path.unlink()
+        for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
+            with suppress(OSError):
+                path.unlink()
 
 
 def state_folder(stage: str, key: str) -> StateFolder:
@@ -228,7 +221,13 @@ def resumable(stage: str, key: str, *, repeats: bool = False) -> Iterator[StateF
     state, record = state_folder(stage, key), _record(stage, repeats)
     state.folder.mkdir(parents=True, exist_ok=True)
     owner = state.folder / "owner"
-    with _held(FileLock(state.folder / "lock"), owner) as waited:
+    lock, waited = FileLock(state.folder / "lock"), False
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        _wait(lock, owner)
+        waited = True
+    try:
         owner.write_text(str(os.getpid()))
         _sweep(state.folder.parent)
         state.begin(record, waited=waited)
@@ -237,31 +236,18 @@ def resumable(stage: str, key: str, *, repeats: bool = False) -> Iterator[StateF
             state.finish(record)
         else:
             state.discard()
-
-
-@contextmanager
-def _held(lock: FileLock, owner: Path) -> Iterator[bool]:
-    """Hold the lock; yield whether another process had to be waited for."""
-    waited = False
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        pid = owner.read_text() if owner.exists() else "unknown"
-        if not _in_a_copy():
-            raise UserError(
-                f"{owner.parent}: process {pid} is at exactly this; wait for it or stop it "
-                f"(kill {pid})"
-            ) from None
-        print(f"{owner.parent}: waiting for process {pid}, which is at exactly this", flush=True)
-        _wait(lock)
-        waited = True
-    try:
-        yield waited
     finally:
         lock.release()
 
 
-def _wait(lock: FileLock) -> None:
+def _wait(lock: FileLock, owner: Path) -> None:
+    """Hold the lock once its owner frees it; only where DVC works in a copy of the repository."""
+    pid = owner.read_text() if owner.exists() else "unknown"
+    root = os.environ.get("DVC_ROOT")
+    if not root or Path(root).resolve() == Path.cwd():
+        busy = f"{owner.parent}: process {pid} is at exactly this"
+        raise UserError(f"{busy}; wait for it or stop it (kill {pid})") from None
+    print(f"{owner.parent}: waiting for process {pid}, which is at exactly this", flush=True)
     with stop_requests() as stopping:
         while not lock.is_locked:
             with suppress(Timeout):
@@ -271,23 +257,15 @@ def _wait(lock: FileLock) -> None:
                 raise Interrupted(f"stopped by {reason} while waiting")
 
 
-def _in_a_copy() -> bool:
-    """Whether DVC runs this in a copy of the repository, which it removes afterwards."""
-    root = os.environ.get("DVC_ROOT", "")
-    return root != "" and Path(root).resolve() != Path.cwd()
-
-
 def _record(stage: str, repeats: bool) -> str:
     """What DVC recorded last: its entry for the stage in dvc.lock.
 
     Where runs repeat, also when: DVC writes the file after every stage. So does Git, and then a
     result that was not recorded is computed again.
     """
-    path = Path("dvc.lock")
-    try:
-        lock: Any = read_tree(path)
-    except FileNotFoundError:
+    if not (path := Path("dvc.lock")).exists():
         return "no dvc.lock"
+    lock: Any = read_tree(path)
     written = path.stat().st_mtime_ns if repeats else 0
     return json.dumps([lock.get("stages", {}).get(stage), written], sort_keys=True)
 
