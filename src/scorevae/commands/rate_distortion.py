@@ -41,8 +41,7 @@ class Point(NamedTuple):
 def points(rows: Sequence[Row]) -> list[Point]:
     """The systems of all experiments that differ from the workspace in β alone, by rising β.
 
-    Args:
-        rows: of ``dvc.api.exp_show``.
+    The rows are those of ``dvc.api.exp_show``.
 
     Raises:
         UserError: there is no workspace among them, or no second β.
@@ -59,9 +58,8 @@ def points(rows: Sequence[Row]) -> list[Point]:
                 found.setdefault((system, point.beta), point)
     if len({point.beta for point in found.values()}) < 2:
         raise UserError(
-            "rate_distortion: experiments with one β only; run others, which may differ from "
-            "params.yaml in beta alone: dvc exp run --queue -S beta=0.003,0.03,0.1 && dvc queue "
-            "start"
+            "rate_distortion: experiments with one β only; run others that differ from params.yaml"
+            " in beta alone: dvc exp run --queue -S beta=0.003,0.03,0.1 && dvc queue start"
         )
     return sorted(found.values(), key=lambda point: (point.system, point.beta))
 

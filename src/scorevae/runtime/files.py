@@ -74,11 +74,10 @@ def _sweep(path: Path) -> None:
     """Remove what killed processes left behind of this path."""
     for leftover in path.parent.glob(f".{path.name}.*.partial"):
         pid = re.fullmatch(r"(\d+)(\.old)?", leftover.name[len(path.name) + 2 : -len(".partial")])
-        if pid is None or psutil.pid_exists(int(pid[1])):
-            continue
-        if pid[2] and not path.exists():  # killed between the two renames of a folder
-            os.replace(leftover, path)
-        _remove(leftover)
+        if pid and not psutil.pid_exists(int(pid[1])):
+            if pid[2] and not path.exists():  # killed between the two renames of a folder
+                os.replace(leftover, path)
+            _remove(leftover)
 
 
 def _remove(path: Path) -> None:
@@ -96,12 +95,11 @@ def own_path(name: str, key: str) -> Path:
     """
     try:
         path = Path(os.environ.get("DVC_ROOT", ".")) / Path(name).expanduser()
-        found = path.exists()
+        if path.exists():
+            return path
     except (OSError, RuntimeError) as error:  # too long a name; ~user without a home
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{key}: {name[:100]!r} is no path ({reason}); correct it") from None
-    if found:
-        return path
     raise UserError(f"{key}: {name!r} does not exist (looked for {path.resolve()}); correct it")
 
 

@@ -29,14 +29,6 @@ def _links_to_dvc() -> list[tuple[psutil.Process, int]]:
     return links
 
 
-def _broken(links: list[tuple[psutil.Process, int]]) -> bool:
-    """Whether one of the processes has lost its parent: who has, is given to another at once."""
-    try:
-        return any(process.ppid() != parent for process, parent in links)
-    except psutil.NoSuchProcess:
-        return True
-
-
 _LINKS = _links_to_dvc()  # at import, which is early, so that a parent lost since is noticed
 
 
@@ -54,7 +46,11 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
     def reason() -> str | None:
         if received:
             return signal.Signals(received[0]).name
-        return "the end of dvc" if _broken(_LINKS) else None
+        try:  # a process that has lost its parent is given to another at once
+            lost = any(process.ppid() != parent for process, parent in _LINKS)
+        except psutil.NoSuchProcess:
+            lost = True
+        return "the end of dvc" if lost else None
 
     try:
         before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in handled}

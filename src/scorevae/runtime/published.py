@@ -64,10 +64,8 @@ def check_digest(path: Path, file: WeightsFile, what: str) -> str:
         reason = f"cannot be read ({error.strerror})"
         raise UserError(f"{path}: {reason}; name the file of {what}") from None
     if not digest.startswith(file.sha256):
-        raise UserError(
-            f"{path}: its SHA-256 is {digest}, that of {what} begins with {file.sha256}: "
-            "incomplete or another file; fetch it again"
-        )
+        reason = f"its SHA-256 is {digest}, that of {what} begins with {file.sha256}"
+        raise UserError(f"{path}: {reason}: incomplete or another file; fetch it again")
     return digest
 
 

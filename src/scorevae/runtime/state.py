@@ -62,8 +62,8 @@ class StateFile:
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        self.path, self.previous = path, path.with_suffix(".previous.pt")
-        self.key = key
+        self.path, self.key = path, key
+        self.previous = path.with_suffix(".previous.pt")
 
     def load(self) -> dict[str, Any] | None:
         """The last good state; None if there is none. A bad one is named, and removed.
@@ -156,10 +156,9 @@ class StateFolder:
     def begin(self, record: str, *, waited: bool = False) -> None:
         """Look at what a former run of the same computation left.
 
-        Args:
-            record: what DVC has recorded of the stage, as it is now. Something else than when the
-                former run began means that it has recorded a result since: compute anew.
-            waited: for the former run to finish, to share what it computes.
+        Where ``record``, what DVC has recorded of the stage, is not what it was when that run
+        began, DVC has recorded a result since: compute anew. But not after having ``waited`` for
+        that run to finish, to share what it computes.
         """
         if not self._finished.exists():
             return
@@ -174,9 +173,7 @@ class StateFolder:
 
         DVC has yet to copy the output into its cache. If it cannot (its disk is full, it is
         killed), it removes the output before the next run, which finds everything here.
-
-        Args:
-            record: as it was for :meth:`begin`.
+        ``record`` is as it was for :meth:`begin`.
         """
         self._unlink("*.previous.pt")
         # Whole or not at all: without the mark they count as a run that was interrupted.
@@ -204,13 +201,8 @@ def resumable(stage: str, key: str, *, repeats: bool = False) -> Iterator[StateF
 
     The operating system frees the lock of a process that has ended, however it ended. Once the
     block has succeeded, the states are kept only for DVC, which might not come to record the
-    output; see :meth:`StateFolder.finish`.
-
-    Args:
-        stage: as dvc.yaml calls it.
-        key: of the computation, see :func:`state_key`.
-        repeats: whether a second run writes the same bytes, so that DVC's entry stays the same;
-            a training's curve holds seconds.
+    output; see :meth:`StateFolder.finish`. ``repeats`` says that a second run writes the same
+    bytes, so that DVC's entry for ``stage`` stays the same; a training's curve holds seconds.
 
     Raises:
         UserError: another process holds it; the message names its pid. In a copy of the

@@ -22,20 +22,17 @@ CROP = 140  # of the aligned 178×218 pixels; the standard 64×64 set is this, t
 ZIP, FOLDER = "img_align_celeba.zip", "img_align_celeba"
 PARTITION, ATTRIBUTES = "list_eval_partition.txt", "list_attr_celeba.txt"
 PARTS: dict[SplitName, int] = {"train": 0, "test": 2}  # 1 is the validation set, left out
+Sums = dict[str, str]  # the MD5 of each file
 
 
 def read_celeba(
-    settings: DataConfig,
-    root: Path | None,
-    writer: DatasetWriter,
-    *,
-    md5: dict[str, str] | None = None,
+    settings: DataConfig, root: Path | None, writer: DatasetWriter, *, md5: Sums | None = None
 ) -> Origin:
     """CelebA (Liu et al. 2015): 162,770 training and 19,962 test faces, one at a time.
 
     ``root`` may hold ``img_align_celeba.zip`` or its unpacked folder, with
     ``list_eval_partition.txt`` and ``list_attr_celeba.txt`` anywhere below. Labels are the 40
-    attributes. ``md5`` by file name is torchvision's, but in tests.
+    attributes. ``md5`` is what torchvision states, but in tests.
 
     Raises:
         UserError: a file is missing, altered, cannot be fetched, or an image is damaged.
@@ -61,7 +58,7 @@ def read_celeba(
     )
 
 
-def _fetched(md5: dict[str, str], key: str) -> Path:
+def _fetched(md5: Sums, key: str) -> Path:
     from torchvision.datasets import CelebA
     from torchvision.datasets.utils import download_file_from_google_drive
 
@@ -75,7 +72,7 @@ def _fetched(md5: dict[str, str], key: str) -> Path:
 
 
 def _lists(
-    base: Path, md5: dict[str, str]
+    base: Path, md5: Sums
 ) -> tuple[dict[SplitName, list[str]], dict[str, np.ndarray], list[str]]:
     """The names of each split's files, the attributes of each name, the attributes' titles."""
     files = find_checked(base, {name: md5[name] for name in (PARTITION, ATTRIBUTES)})
@@ -98,7 +95,7 @@ def _lists(
 
 
 @contextmanager
-def _images(base: Path, md5: dict[str, str]) -> Iterator[Callable[[str], bytes]]:
+def _images(base: Path, md5: Sums) -> Iterator[Callable[[str], bytes]]:
     """A function from file name to content, over the unpacked folder or the archive."""
     if folder := find(base, FOLDER):
         while (folder / FOLDER).is_dir():  # Kaggle has one inside of the other

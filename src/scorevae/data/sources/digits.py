@@ -31,10 +31,14 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
         )
     values, labels = load_digits(return_X_y=True)
     images = np.round(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    share, seed = settings.test_fraction, settings.split_seed
-    _check_fraction(f"{writer.key}.test_fraction", share, len(labels))
-    rows = np.arange(len(labels))
-    parts = train_test_split(rows, test_size=share, random_state=seed, stratify=labels)
+    share, seed, count = settings.test_fraction, settings.split_seed, len(labels)
+    if not CLASSES <= math.ceil(share * count) <= count - CLASSES:  # scikit-learn rounds up
+        low, high = math.ceil(1000 * CLASSES / count), 1000 * (count - CLASSES) // count
+        raise UserError(
+            f"{writer.key}.test_fraction: got {share}; both splits need all {CLASSES} digits of "
+            f"the {count} images: set it from {low / 1000} to {high / 1000}"
+        )
+    parts = train_test_split(np.arange(count), test_size=share, random_state=seed, stratify=labels)
     for split, rows in zip(SPLITS, parts, strict=True):
         writer.images(split, iter([images[rows]]))
         writer.labels(split, labels[rows])
@@ -43,14 +47,3 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
         licence="CC BY 4.0 (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49)",
         details={"classes": list("0123456789")},
     )
-
-
-def _check_fraction(key: str, fraction: float, count: int) -> None:
-    """scikit-learn holds out the fraction, rounded up, and asks for an image of each class."""
-    held_out = math.ceil(fraction * count)
-    if not CLASSES <= held_out <= count - CLASSES:
-        low, high = math.ceil(1000 * CLASSES / count), 1000 * (count - CLASSES) // count
-        raise UserError(
-            f"{key}: got {fraction}; both splits need all {CLASSES} digits of the {count} images: "
-            f"set it from {low / 1000} to {high / 1000}"
-        )

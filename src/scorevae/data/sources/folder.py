@@ -61,11 +61,8 @@ def _read(
     """Decode every file once, in the order of the tree; names, their pixels, number skipped."""
     names: list[str] = []
     bad: list[str] = []
-    scratch = writer.folder / "scratch.npy"
-    with (
-        array_writer(scratch, np.uint8, writer.row_shape) as rows,
-        progress("images", 0, None) as report,
-    ):
+    scratch, shape = writer.folder / "scratch.npy", writer.row_shape
+    with array_writer(scratch, np.uint8, shape) as rows, progress("images", 0, None) as report:
         for file in image_files(root, writer.folder):
             try:
                 rows.append(decode(file.read(), settings.image)[None])

@@ -21,23 +21,17 @@ def find(root: Path, name: str) -> Path | None:
     return min((place for place in places if place.exists()), default=None)
 
 
-def md5_of(path: Path) -> str:
-    """The MD5 of a file, by which its publishers name it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def check_md5(path: Path, md5: str) -> Path:
     """Return the path of a file whose MD5 is the official one.
 
     Raises:
         UserError: it is not.
     """
-    if (found := md5_of(path)) != md5:
-        raise UserError(
-            f"{path}: its MD5 is {found}, the official file's {md5}: incomplete or altered; fetch "
-            "it again"
-        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != md5:
+        reason = f"its MD5 is {found}, the official file's {md5}"
+        raise UserError(f"{path}: {reason}: incomplete or altered; fetch it again")
     return path
 
 

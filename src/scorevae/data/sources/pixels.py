@@ -37,15 +37,11 @@ class BadImage(Exception):
 def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> StoredImage:
     """Decode, turn upright, crop the centre to a square, shrink with antialiasing.
 
+    The square has sides of ``crop`` pixels, else it is the largest that fits.
     EXIF orientation is applied, transparency is laid over white, 16-bit grey is reduced to 8
     bits, grey images are repeated over three channels, colour images become grey where the
     preset has one channel. Resizing is bilinear over the area of each new pixel (Pillow's, which
     torchvision's ``Resize`` uses).
-
-    Args:
-        data: content of the file.
-        image: the shape asked for.
-        crop: side of the centre square to keep; None keeps the largest.
 
     Raises:
         BadImage: not an image, truncated, of a kind that has no 8-bit equivalent, or smaller than

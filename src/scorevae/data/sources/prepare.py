@@ -28,10 +28,7 @@ SOURCES: dict[str, Source] = {
 def prepare(settings: DataConfig, folder: Path, *, key: str = "data") -> None:
     """Read a source and write it as a prepared data set, whole or not at all.
 
-    Args:
-        settings: source, shape and split.
-        folder: to write.
-        key: where params.yaml has these settings, for messages.
+    ``key`` is where params.yaml has the settings, for messages.
 
     Raises:
         UserError: the source cannot be read, its images do not have the shape that

@@ -72,45 +72,41 @@ def _from_mirror(name: str, folder: Path) -> None:
 
 
 def read_cifar10(
-    settings: DataConfig,
-    root: Path | None,
-    writer: DatasetWriter,
-    *,
-    dataset: Any = None,  # noqa: ANN401
+    settings: DataConfig, root: Path | None, writer: DatasetWriter, *, dataset: type | None = None
 ) -> Origin:
     """CIFAR-10: 50,000 + 10,000 images, 32×32, colour.
 
     ``root`` may hold the official ``cifar-10-python.tar.gz``, its unpacked folder
     ``cifar-10-batches-py``, or image files as ``train/<class>`` and ``test/<class>`` (also in an
     archive), which are read like the source ``folder``. Pickles are opened only once their MD5 is
-    the official one. ``dataset`` is torchvision's class, of another size in tests.
+    the official one. ``dataset`` is torchvision's class, or a smaller one in tests.
 
     Raises:
         UserError: a file is missing, altered or cannot be fetched.
     """
     from torchvision.datasets import CIFAR10  # takes seconds, which other sources do without
 
-    dataset = dataset or CIFAR10
+    kind: Any = dataset or CIFAR10
     if root is None:
         base = downloads_folder()
-        load = partial(dataset, str(base), download=True)
-        fetch("CIFAR-10", dataset.filename, load, writer.key)
-    elif unpacked := find(root, dataset.base_folder):
+        load = partial(kind, str(base), download=True)
+        fetch("CIFAR-10", kind.filename, load, writer.key)
+    elif unpacked := find(root, kind.base_folder):
         base = unpacked.parent
-        meta = (dataset.meta["filename"], dataset.meta["md5"])
-        for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
+        meta = (kind.meta["filename"], kind.meta["md5"])
+        for name, md5 in [*kind.train_list, *kind.test_list, meta]:
             if not (unpacked / name).is_file():
                 raise UserError(f"{unpacked / name}: missing; unpack the archive again")
             check_md5(unpacked / name, md5)
-    elif archive := find(root, dataset.filename):
+    elif archive := find(root, kind.filename):
         base = writer.folder / "unpacked"
         base.mkdir()
-        (base / dataset.filename).symlink_to(check_md5(archive, dataset.tgz_md5).resolve())
-        load = partial(dataset, str(base), download=True)
-        attempt("CIFAR-10", dataset.filename, load, writer.key)
+        (base / kind.filename).symlink_to(check_md5(archive, kind.tgz_md5).resolve())
+        load = partial(kind, str(base), download=True)
+        attempt("CIFAR-10", kind.filename, load, writer.key)
     else:
         return read_folder(settings, root, writer)
-    for split, part in _both(dataset, base):
+    for split, part in _both(kind, base):
         writer.images(split, iter([part.data]))
         writer.labels(split, np.asarray(part.targets))
     return Origin(
@@ -120,6 +116,6 @@ def read_cifar10(
     )
 
 
-def _both(dataset: type, base: Path) -> Iterator[tuple[SplitName, Any]]:
+def _both(kind: type, base: Path) -> Iterator[tuple[SplitName, Any]]:
     for split in SPLITS:
-        yield split, dataset(str(base), train=split == "train")
+        yield split, kind(str(base), train=split == "train")

@@ -82,9 +82,8 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _unreadable(error: OSError) -> NoReturn:
-    raise UserError(
-        f"{error.filename}: cannot be read ({error.strerror}); make it readable or move it away"
-    )
+    reason = f"cannot be read ({error.strerror})"
+    raise UserError(f"{error.filename}: {reason}; make it readable or move it away")
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -173,8 +172,6 @@ def _wanted(path: Path, name: str, size: int) -> bool:
     if hidden or parts.suffix.lower() not in SUFFIXES:
         return False
     if size > MAX_FILE_BYTES:
-        raise UserError(
-            f"{path}: the member {name!r} unpacks to {size} bytes, more than the "
-            f"{MAX_FILE_BYTES} of any image; remove it from the archive"
-        )
+        reason = f"unpacks to {size} bytes, more than the {MAX_FILE_BYTES} of any image"
+        raise UserError(f"{path}: the member {name!r} {reason}; remove it from the archive")
     return True
