@@ -1,6 +1,8 @@
 """Encoders, decoders and the prior's U-Net: shapes, time, and that every weight takes part."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -510,3 +512,28 @@ def test_prior_refuses_images_that_cannot_be_halved(sde: SDE) -> None:
     """A crash in a skip connection in place of a message that names the key."""
     with pytest.raises(UserError, match="prior.network.channels"):
         unet(sde, size=7)
+
+
+FRESH = """
+import sys
+import torch
+from scorevae.config import ImageConfig, UNetConfig
+from scorevae.networks.prior import PriorUNet
+from scorevae.sde import VESDE
+
+assert "diffusers" not in sys.modules
+settings = UNetConfig(
+    channels=[8], blocks=1, attention=[], groups=4, dropout=0.0, output="noise"
+)
+weights = []
+for _ in range(2):
+    torch.manual_seed(0)
+    network = PriorUNet(ImageConfig(channels=1, size=4), settings, VESDE(0.01, 50.0, 1e-3))
+    weights.append(torch.cat([weight.flatten() for weight in network.parameters()]))
+assert torch.equal(*weights)
+"""
+
+
+def test_diffusers_is_imported_with_the_first_prior_and_draws_nothing() -> None:
+    """Catches seconds of imports for who builds no prior, and an import that moves the seed."""
+    subprocess.run([sys.executable, "-c", FRESH], check=True)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from scorevae.config import ImageConfig, SDEConfig, UNetConfig
@@ -26,6 +25,9 @@ class PriorUNet(nn.Module):
     """
 
     def __init__(self, image: ImageConfig, settings: UNetConfig, sde: SDE) -> None:
+        # Here, for who builds no prior: it takes seconds, as any path imports all of its models.
+        from diffusers import UNet2DModel
+
         super().__init__()
         self.sde = sde
         self.output = settings.output
