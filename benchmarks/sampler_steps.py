@@ -1,4 +1,4 @@
-"""L2, sharpness and seconds against network evaluations, as the table and figure of docs/results.md.
+"""L2, sharpness and seconds against network evaluations: table and figure of docs/results.md.
 
     python benchmarks/sampler_steps.py        # after dvc repro; writes docs/sampler_steps.{md,png}
 

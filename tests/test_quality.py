@@ -132,7 +132,8 @@ def test_distances_clamp() -> None:
     ours = quality.distances(features, y, x)
     first, second = y.clamp(0, 1).flatten(1), x.flatten(1)
     assert ours == (
-        quality.frechet_distance(first, second), quality.kernel_distance(first, second)
+        quality.frechet_distance(first, second),
+        quality.kernel_distance(first, second),
     )
     with pytest.raises(Unavailable, match="1 image; 2 are the least"):
         quality.distances(features, y[:1], x)

@@ -106,7 +106,14 @@ class ScoreVAE(System):
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         batch: int = 500,
     ) -> None:
-        """Combine a prior and an encoder on a device: CUDA if there is one, else the CPU.
+        """Combine a prior and an encoder.
+
+        Args:
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
+            device: where networks run; CUDA if there is one, else the CPU.
+            sampling: how images are drawn.
+            batch: images in one evaluation of the networks.
 
         Raises:
             UserError: prior and encoder were trained under different processes or image shapes.
@@ -185,9 +192,14 @@ class ScoreVAE(System):
     ) -> Images:
         """Draw one image from p(x|z) for each latent.
 
-        ``guidance`` is γ of :meth:`scorevae.score.Posterior.score`; x_1, the standard normal noise
-        to start from, is drawn from the seed unless given. ``shared``, ``report`` and ``kept`` are
-        those of :func:`scorevae.sampling.draw_in_batches`.
+        Args:
+            z: latents, (count, latent).
+            guidance: γ of :meth:`scorevae.score.Posterior.score`.
+            seed: of x_1 and of the sampler's noise.
+            x_1: the noise to start from, standard normal, instead of a draw.
+            shared: so many consecutive latents see the same noise of the sampler.
+            report: called with the number of images done.
+            kept: batches that an interrupted call finished; those of this call are added.
 
         Raises:
             UserError: latents or x_1 have the wrong shape.
