@@ -1,4 +1,4 @@
-"""checkpoint: a weights file rebuilds its network; any other file is refused by name."""
+"""weights: a weights file rebuilds its network; any other file is refused by name."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""model: the trained networks as one object, with random weights and a few steps."""
+"""autoencoders: the trained networks as one object, with random weights and a few steps."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""study: trials differ by what they say, and the choice among them is the stated one."""
+"""samplers, guidance: what trials say, and that the choice among them is the stated one."""
 
 from dataclasses import replace
 from pathlib import Path

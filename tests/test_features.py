@@ -1,4 +1,4 @@
-"""quality: both distances against closed forms and libraries, and the features they live in."""
+"""features: both distances against closed forms and libraries, and the features they live in."""
 
 import hashlib
 from pathlib import Path

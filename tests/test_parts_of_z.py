@@ -1,4 +1,4 @@
-"""latents, its figures, and what the model offers them: each number against its formula."""
+"""parts of z, their figures, and what the model offers them: each number against its formula."""
 
 import math
 import os
