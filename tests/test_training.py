@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from scorevae.config import TrainingConfig
-from scorevae.data import arrays as data
+from scorevae.data import batches as data
 from scorevae.errors import UserError
 from scorevae.randomness import global_seed
 from scorevae.runtime.interruption import Interrupted
