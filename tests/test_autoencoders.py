@@ -1,19 +1,24 @@
 """autoencoders: the trained networks as one object, with random weights and a few steps."""
 
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import SHIPPED, tiny_config, write_encoder, write_prior, write_vae
+from oracles import seeded
+from tiny import SHIPPED, save_tiny_models, tiny_config, write_encoder, write_prior, write_vae
 from torch import Tensor
 
 from scorevae.autoencoders import DEFAULT_SAMPLING, MODEL, SYSTEMS, VAE, ScoreVAE
 from scorevae.config import SamplingConfig, load_config
 from scorevae.errors import UserError
+from scorevae.evaluation.parts.interpolations import line
+from scorevae.gaussian import DiagonalGaussian
 from scorevae.sampling import generate
 
 STEPS = 3
@@ -24,24 +29,21 @@ DETERMINISTIC = ["ddim", "heun", "dpm_solver_pp"]
 # Batches of another size may sum in another order: float64 rounding (2^-53) with room for a
 # thousand operations in sequence, each a hundredfold amplified by the four evaluations.
 ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
-
-
+ONES = torch.ones(2, 1, 8, 8)
 PACKAGE = Path(__file__).resolve().parents[1] / "src/scorevae"
 
 
 def sampling(sampler: str = "ddim") -> SamplingConfig:
     """A few steps."""
-    return SamplingConfig(
-        sampler=sampler, grid="log_snr", steps=STEPS, corrector_snr=0.16, clip=False
-    )
+    changes = {"sampler": sampler, "grid": "log_snr", "steps": STEPS, "clip": False}
+    return DEFAULT_SAMPLING.model_copy(update=changes)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Prior and encoder with random weights in float64, as the training stages name them."""
     torch.set_default_dtype(torch.float64)
-    write_prior(tmp_path / "prior.safetensors", tiny_config())
-    write_encoder(tmp_path / "encoder.safetensors", tiny_config())
+    save_tiny_models(tmp_path)
     return tmp_path
 
 
@@ -52,31 +54,25 @@ def load(folder: Path, sampler: str = "ddim", batch: int = 500) -> ScoreVAE:
 
 def images(count: int = 5, seed: int = 0) -> Tensor:
     """Random images in [0, 1]."""
-    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, 1, 8, 8, generator=seeded(seed))
 
 
 def latents(count: int = 5) -> Tensor:
     """Random latents."""
-    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+    return torch.randn(count, 4, generator=seeded(1))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_shapes(folder: Path, sampler: str) -> None:
     """Catches a sampler, or a last incomplete batch, that the model cannot run."""
-    model = load(folder, sampler, batch=2)
-    q = model.encode(images())
+    model, x = load(folder, sampler, batch=2), images()
+    q = model.encode(x)
     assert q.mean.shape == q.log_variance.shape == (5, 4)
-    drawn = [
-        model.decode(q.mean),
-        model.reconstruct(images()),
-        model.sample(5),
-        model.sample_prior(5),
-    ]
-    for x in drawn:
-        assert x.shape == (5, 1, 8, 8)
-        assert torch.isfinite(x).all()
-        assert not x.requires_grad
-    assert model.interpolate(images(2), images(2, seed=1), 3).shape == (2, 3, 1, 8, 8)
+    for y in (model.decode(q.mean), model.reconstruct(x), model.sample(5), model.sample_prior(5)):
+        assert y.shape == x.shape
+        assert torch.isfinite(y).all()
+        assert not y.requires_grad
+    assert model.interpolate(x[:2], images(2, seed=1), 3).shape == (2, 3, 1, 8, 8)
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
@@ -103,8 +99,7 @@ def test_seed_determines_the_result(folder: Path, sampler: str) -> None:
 def test_batches_draw_their_own_noise(folder: Path) -> None:
     """Catches a stochastic sampler that repeats its noise in each batch."""
     model = load(folder, "euler_maruyama", batch=1)
-    x_1 = torch.zeros(2, 1, 8, 8)
-    first, second = model.decode(latents(1).expand(2, -1), x_1=x_1)
+    first, second = model.decode(latents(1).expand(2, -1), x_1=torch.zeros(2, 1, 8, 8))
     assert not torch.allclose(first, second)
 
 
@@ -122,15 +117,13 @@ def test_variance_exploding_starts_at_its_width(tmp_path: Path) -> None:
     config = tiny_config(**{"sde.kind": "ve"})
     write_prior(tmp_path / "prior.safetensors", config)
     write_encoder(tmp_path / "encoder.safetensors", config)
-    model = ScoreVAE.load(tmp_path, device="cpu", sampling=sampling())
-    starts = []
+    model, x_1, starts = load(tmp_path), images(), []
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         starts.append(x)
         return -x
 
     model.posterior = replace(model.posterior, prior=score)
-    x_1 = images()
     model.decode(latents(), guidance=0.0, x_1=x_1)
     torch.testing.assert_close(starts[0], 50 * x_1)
 
@@ -150,31 +143,90 @@ def test_reconstruct_decodes_the_mean(folder: Path) -> None:
 
 
 def test_encode_is_the_encoder_at_time_zero(folder: Path) -> None:
-    """Catches images given in [0, 1], or another time."""
-    model = load(folder)
-    expected = model.posterior.encoder(2 * images() - 1, torch.zeros(5))
-    torch.testing.assert_close(model.encode(images()), expected, **ROUNDING)
+    """Catches images in [0, 1], another time, and noise at t = 0, where VE has some."""
+    model, x = load(folder), images()
+    q = model.encode(x)
+    torch.testing.assert_close(q, model.posterior.encoder(2 * x - 1, torch.zeros(5)), **ROUNDING)
+    assert torch.equal(model.encode_at(x, 0.0).mean, q.mean)
+    assert not torch.allclose(model.encode_at(x, 1e-3).mean, q.mean, rtol=1e-6)
 
 
-def test_interpolation_begins_and_ends_at_the_images(folder: Path) -> None:
+def test_encode_at(folder: Path) -> None:
+    """Catches images noised in [0, 1], another noise in a later batch, and time lost."""
+    model, x, seen = load(folder, batch=4), images(), []
+    encoder = model.posterior.encoder
+
+    def watched(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
+        seen.append(x_t)
+        return encoder(x_t, t)
+
+    def encoded(t: float) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """What it is at this time, the noised images it is of, and their noise."""
+        seen.clear()
+        q, x_t = model.encode_at(x, t, seed=1), torch.cat(seen)
+        alpha, sigma = model.sde.marginal(torch.tensor(t))
+        return q, x_t, (x_t - alpha * (2 * x - 1)) / sigma
+
+    model.posterior = replace(model.posterior, encoder=watched)
+    q, x_t, noise = encoded(0.3)
+    expected = encoder(x_t, torch.full((5,), 0.3)).mean.detach()
+    torch.testing.assert_close(q.mean, expected, rtol=1e-12, atol=1e-12)
+    # Five standard errors of mean and variance of 320 normal numbers.
+    assert abs(noise.mean()) < 5 / math.sqrt(320)
+    assert abs(noise.var() - 1) < 5 * math.sqrt(2 / 319)
+    assert len(noise.unique()) == 320
+    # divided by σ of 0.3: 0.78
+    torch.testing.assert_close(encoded(0.6)[2], noise, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1e-5, 1.1, float("nan")])
+def test_encode_at_untrained_times(folder: Path, t: float) -> None:
+    """Catches numbers of an encoder outside of what it was trained on."""
+    with pytest.raises(UserError, match="give 0, or a time from 0.001 to 1"):
+        load(folder).encode_at(images(), t)
+
+
+def test_interpolation_is_a_line_between_the_images(folder: Path) -> None:
     """Catches a line in the wrong direction, pairs mixed up, or noise that changes along it."""
-    model = load(folder)
-    first, second = images(2), images(2, seed=1)
+    model, first, second = load(folder), images(2), images(2, seed=1)
     lines = model.interpolate(first, second, 3, seed=5)
-    z = [model.encode(x).mean for x in (first, second)]
     # reconstruct draws the same x_1 for the first two images
-    between = model.decode((z[0] + z[1]) / 2, seed=5)
-    torch.testing.assert_close(lines[:, 0], model.reconstruct(first, seed=5), **ROUNDING)
-    torch.testing.assert_close(lines[:, 1], between, **ROUNDING)
-    torch.testing.assert_close(lines[:, 2], model.reconstruct(second, seed=5), **ROUNDING)
+    middle = model.decode((model.encode(first).mean + model.encode(second).mean) / 2, seed=5)
+    ends = [model.reconstruct(x, seed=5) for x in (first, second)]
+    expected = torch.stack([ends[0], middle, ends[1]], dim=1)
+    torch.testing.assert_close(lines, expected, **ROUNDING)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "sde_dpm_solver_pp"])
-def test_only_z_changes_along_an_interpolation(folder: Path, sampler: str) -> None:
-    """Catches noise of the sampler that differs along the line: between z and z nothing moves."""
-    lines = load(folder, sampler).interpolate(images(2), images(2), 3, seed=5)
-    for step in (1, 2):
-        torch.testing.assert_close(lines[:, step], lines[:, 0], **ROUNDING)
+def test_interpolation_is_a_group(folder: Path) -> None:
+    """Catches two versions of the straight line, and a guidance that is not handed on."""
+    model, first, second = load(folder, "euler_maruyama", 4), images(2), images(2, seed=1)
+    z = line(model.encode(first).mean, model.encode(second).mean, 3)
+    ours = model.interpolate(first, second, 3, guidance=2.0, seed=1)
+    expected = model.decode_groups(z, guidance=2.0, seed=1)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "ddim", "sde_dpm_solver_pp"])
+def test_groups_share_their_noise(folder: Path, sampler: str) -> None:
+    """Catches members of a group from noise of their own, and groups from the same."""
+    model = load(folder, sampler, batch=4)
+    z = latents(1).expand(2, 3, 4)
+    x = model.decode_groups(z, seed=1)
+    assert x.shape == (2, 3, 1, 8, 8)
+    # float64, a few hundred operations
+    torch.testing.assert_close(x, x[:, :1].expand_as(x), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(x[0, 0], x[1, 0])
+    other = model.decode_groups(latents(6).reshape(2, 3, 4), seed=1)
+    assert not torch.allclose(other[:, 0], other[:, 1])
+
+
+def test_draws_have_noise_of_their_own(folder: Path) -> None:
+    """Catches draws that repeat one another, and draws given to the wrong latent."""
+    model, z = load(folder, "euler_maruyama", batch=4), latents(2)
+    x = model.decode_draws(z, 3, seed=1)
+    assert x.shape == (2, 3, 1, 8, 8)
+    assert len({image.sum().item() for image in x.flatten(0, 1)}) == 6
+    assert torch.equal(x[1, 0], model.decode(z.repeat_interleave(3, dim=0), seed=1)[3])
 
 
 def test_report_counts_images(folder: Path) -> None:
@@ -194,11 +246,14 @@ def test_log_determinant_follows_the_encoder(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"sde.t_min": 2e-3}, "sde"), ({"sde.kind": "ve"}, "sde"), ({"image.size": 16}, "image")],
+    [
+        ({"sde.t_min": 2e-3}, "sde"),
+        ({"sde.kind": "ve"}, "sde"),
+        ({"presets.digits.data.image.size": 16}, "image"),
+    ],
 )
 def test_networks_that_do_not_fit(folder: Path, changes: dict, name: str) -> None:
     """Catches Bayes' rule applied to scores of two processes or image spaces."""
-    changes = {k.replace("image", "presets.digits.data.image"): v for k, v in changes.items()}
     write_encoder(folder / "encoder.safetensors", tiny_config(**changes))
     expected = rf"the encoder's {name} is \(.*\), the prior's \(.*\); train the encoder with this"
     with pytest.raises(UserError, match=expected):
@@ -213,27 +268,24 @@ def test_missing_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("call", "expected"),
     [
-        (torch.zeros(2, 1, 8, 9), r"shape \(2, 1, 8, 9\); give \(count, 1, 8, 8\)"),
-        (torch.zeros(2, 3, 8, 8), r"shape \(2, 3, 8, 8\); give \(count, 1, 8, 8\)"),
-        (torch.full((2, 1, 8, 8), -0.5), r"values from -0.5 to -0.5; scale to \[0, 1\]"),
-        (torch.full((2, 1, 8, 8), 255.0), r"values from 255 to 255; scale to \[0, 1\]"),
+        (lambda m: m.encode(torch.zeros(2, 1, 8, 9)), r"images have shape \(2, 1, 8, 9\); give"),
+        (lambda m: m.encode(torch.zeros(2, 3, 8, 8)), r"\(2, 3, 8, 8\); give \(count, 1, 8, 8\)"),
+        (lambda m: m.encode(-0.5 * ONES), r"values from -0.5 to -0.5; scale to \[0, 1\]"),
+        (lambda m: m.encode(255 * ONES), r"values from 255 to 255; scale to \[0, 1\]"),
+        (lambda m: m.decode(torch.zeros(5, 3)), r"z has shape \(5, 3\); give \(count, 4\)"),
+        (
+            lambda m: m.decode(latents(), x_1=torch.zeros(5, 1, 8, 9)),
+            r"x_1 has shape \(5, 1, 8, 9\); give \(5, 1, 8, 8\)",
+        ),
     ],
+    ids=["size", "channels", "below", "above", "latents", "noise"],
 )
-def test_wrong_images(folder: Path, given: Tensor, expected: str) -> None:
-    """Catches images of another data set or range that are encoded to nonsense."""
+def test_wrong_arguments(folder: Path, call: Callable[[ScoreVAE], object], expected: str) -> None:
+    """Catches images of another data set or range, other latents, and noise that is broadcast."""
     with pytest.raises(UserError, match=expected):
-        load(folder).encode(given)
-
-
-def test_wrong_latents_and_noise(folder: Path) -> None:
-    """Catches latents of another model and noise that is broadcast."""
-    model = load(folder)
-    with pytest.raises(UserError, match=r"z has shape \(5, 3\); give \(count, 4\)"):
-        model.decode(torch.zeros(5, 3))
-    with pytest.raises(UserError, match=r"x_1 has shape \(5, 1, 8, 9\); give \(5, 1, 8, 8\)"):
-        model.decode(latents(), x_1=torch.zeros(5, 1, 8, 9))
+        call(load(folder))
 
 
 def test_default_sampling_is_the_shipped_one() -> None:
@@ -263,17 +315,15 @@ def test_systems_answer_to_the_same_verbs(folder: Path, name: str) -> None:
     """Catches a system whose verbs differ: one loop serves all rows of SYSTEMS."""
     write_vae(folder / "vae.safetensors", tiny_config())
     assert all((folder / file).is_file() for file in SYSTEMS[name].weights)
-    system = SYSTEMS[name].load(folder, tiny_config().sampling, 2)
-    x = images()
+    system, x = SYSTEMS[name].load(folder, tiny_config().sampling, 2), images()
     posterior = system.encode(x)
     assert torch.equal(system.rate(x), posterior.kl_to_standard_normal())
     decoded = system.decode(posterior.mean, seed=3)
     assert decoded.shape == x.shape
     assert torch.equal(system.reconstruct(x, seed=3), decoded)
-    with pytest.raises(UserError, match="images have shape"):
-        system.encode(x[:, :, :4])
-    with pytest.raises(UserError, match="images have values from"):
-        system.encode(x + 1)
+    for wrong, message in ((x[:, :, :4], "images have shape"), (x + 1, "images have values from")):
+        with pytest.raises(UserError, match=message):
+            system.encode(wrong)
     with pytest.raises(UserError, match="z has shape"):
         system.decode(posterior.mean[:, :-1])
 

@@ -1,8 +1,9 @@
-"""parts of z, their figures, and what the model offers them: each number against its formula."""
+"""The parts of the evaluation that ask what z holds: numbers against formulas, and figures."""
 
 import math
 import os
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,16 +12,14 @@ import pytest
 import torch
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
-from oracles import five_errors, normal, seeded
+from oracles import five_errors, normal, seeded, vector
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from tiny import save_tiny_models, tiny_config
+from tiny import tiny_config
 from torch import Tensor
 
-from scorevae.autoencoders import ScoreVAE
-from scorevae.config import SamplingConfig
 from scorevae.data.arrays import Split
-from scorevae.errors import Unavailable, UserError
+from scorevae.errors import Unavailable
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Subject
@@ -31,12 +30,10 @@ from scorevae.evaluation.probe import (
     Labelled,
     Probe,
     judge,
-    label_column,
     labelled,
     linear_probe,
     neighbour_probe,
 )
-from scorevae.gaussian import DiagonalGaussian
 
 ROUNDING = {"rtol": 1e-12, "atol": 1e-12}  # float64, a few hundred operations
 
@@ -90,20 +87,19 @@ def test_neighbours(neighbours: int) -> None:
     scale = torch.tensor([3.0, 1.0, 0.3, 1.0])
     probe = neighbour_probe(Labelled(x * scale, y), neighbours=neighbours)
     nearest = torch.cdist(x_test * scale, x * scale).argsort(dim=1)[:, :neighbours]
-    counts = [np.bincount(y[row], minlength=10) for row in nearest.numpy()]
-    assert probe.predict(x_test * scale)[:, 0].tolist() == [c.argmax() for c in counts]
+    expected = [np.bincount(y[row]).argmax() for row in nearest.numpy()]
+    assert probe.predict(x_test * scale)[:, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["linear", "neighbours"])
-def test_probe_of_attributes(kind: str) -> None:
+@pytest.mark.parametrize("fit", [linear_probe, partial(neighbour_probe, neighbours=1)])
+def test_probe_of_attributes(fit: Callable[[Labelled], Probe]) -> None:
     """Catches attributes exchanged, and one that never varies counted among them."""
     train = attributes()
-    probe = linear_probe(train) if kind == "linear" else neighbour_probe(train, neighbours=1)
+    probe, truth = fit(train), train.labels[:, :2]
     np.testing.assert_array_equal(probe.columns, [0, 1])
-    truth = train.labels[:, :2]
+    np.testing.assert_array_equal(probe.majority, truth.mean(axis=0) > 0.5)
     ours = judge(probe, train)
     assert ours.accuracy >= 0.95
-    np.testing.assert_array_equal(probe.majority, (truth.mean(axis=0) > 0.5).astype(np.int64))
     assert ours.majority == np.mean(truth == probe.majority)
 
 
@@ -122,8 +118,7 @@ def test_accuracy_of_classes() -> None:
 def test_accuracy_of_attributes() -> None:
     """Catches classes pooled over attributes, and images that count only where all agree."""
     truth = np.array([[0, 1], [0, 1], [0, 1], [1, 0]])
-    first, second = [0, 0, 0, 0], [1, 1, 0, 0]
-    ours = judge(fixed(first, second), Labelled(torch.zeros(4, 1), truth))
+    ours = judge(fixed([0, 0, 0, 0], [1, 1, 0, 0]), Labelled(torch.zeros(4, 1), truth))
     assert ours.accuracy == (3 / 4 + 3 / 4) / 2
     assert ours.balanced == pytest.approx(((1 + 0) / 2 + (2 / 3 + 1) / 2) / 2, rel=1e-15)
     assert ours.majority == (3 / 4 + 1 / 4) / 2
@@ -146,8 +141,8 @@ def subject(count: int, **overrides: int) -> Subject:
     return Subject(tiny_config(**overrides), nowhere, nowhere, split, split, nowhere)
 
 
-def test_training_rows() -> None:
-    """Catches the first rows in place of a draw, repeated rows, and a seed without effect."""
+def test_which_images_are_taken() -> None:
+    """Catches training rows that are no draw, repeated or unseeded, and others than the first."""
     rows = subject(1000).training_rows(100)
     assert len(set(rows.tolist())) == 100
     assert (np.diff(rows) > 0).all()
@@ -156,6 +151,7 @@ def test_training_rows() -> None:
     np.testing.assert_array_equal(rows, subject(1000).training_rows(100))
     assert not np.array_equal(rows, subject(1000, seed=1).training_rows(100))
     np.testing.assert_array_equal(subject(3).training_rows(100), [0, 1, 2])
+    assert torch.equal(subject(3).first(2, "edits"), subject(3).originals[:2])
 
 
 def test_embedding_keeps_clouds_together() -> None:
@@ -182,13 +178,10 @@ def test_line_and_arc() -> None:
 def test_arc_between_any_ends() -> None:
     """Catches ends that are missed where their lengths differ, and pairs mixed up."""
     start, end = normal((5, 7), 0), 3 * normal((5, 7), 1)
-    curved = interpolations.arc(start, end, 3)
-    torch.testing.assert_close(curved[:, 0], start, **ROUNDING)
-    torch.testing.assert_close(curved[:, -1], end, **ROUNDING)
     # Half-way, (a + b)/(2 cos(θ/2)): sin(θ/2)/sin θ by the double angle.
-    cosine = (start * end).sum(dim=1) / (start.norm(dim=1) * end.norm(dim=1))
-    half = torch.sqrt((1 + cosine) / 2)[:, None]
-    torch.testing.assert_close(curved[:, 1], (start + end) / (2 * half), **ROUNDING)
+    half = torch.sqrt((1 + torch.cosine_similarity(start, end)) / 2)[:, None]
+    expected = torch.stack([start, (start + end) / (2 * half), end], dim=1)
+    torch.testing.assert_close(interpolations.arc(start, end, 3), expected, **ROUNDING)
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, -1.0])
@@ -199,22 +192,29 @@ def test_arc_of_ends_on_one_line(factor: float) -> None:
     torch.testing.assert_close(interpolations.arc(start, factor * start, 5), expected, **ROUNDING)
 
 
-def test_direction_is_the_difference_of_means() -> None:
-    """Catches its sign, a mean over all images, and the wrong pair of classes."""
-    x = torch.tensor([[0.0], [2.0], [10.0], [14.0], [100.0]]).double()
-    labels = np.array([7, 7, 4, 4, 5])
-    ours = edits.class_direction(Labelled(x, labels))
-    assert (ours.source, ours.target, ours.vector.item()) == (4, 7, 1 - 12)
+LABELS = np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
 
 
-def test_direction_of_an_attribute() -> None:
-    """Catches another attribute than the first, and one to zero."""
-    x = torch.tensor([[0.0], [1.0], [5.0], [7.0]]).double()
-    labels = np.array([[0, 1], [1, 1], [0, 0], [1, 0]])
-    for ordered, expected in ((labels, 4 - 2.5), (labels[:, ::-1], 0.5 - 6)):
-        ours = edits.class_direction(Labelled(x, ordered.copy()))
-        assert (ours.source, ours.target, ours.vector.item()) == (0, 1, expected)
-    assert label_column(labels).tolist() == [0, 1, 0, 1]
+@pytest.mark.parametrize(
+    ("points", "labels", "expected"),
+    [
+        ((0, 2, 10, 14, 100), np.array([7, 7, 4, 4, 5]), (4, 7, 1 - 12)),
+        ((0, 1, 5, 7), LABELS, (0, 1, 4 - 2.5)),
+        ((0, 1, 5, 7), LABELS[:, ::-1].copy(), (0, 1, 0.5 - 6)),
+    ],
+    ids=["classes", "attributes", "attributes swapped"],
+)
+def test_direction_is_the_difference_of_means(
+    points: tuple[int, ...], labels: np.ndarray, expected: tuple[int, int, float]
+) -> None:
+    """Catches its sign, a mean over all images, other classes, and another attribute."""
+    ours = edits.class_direction(Labelled(vector(*points)[:, None], labels))
+    assert (ours.source, ours.target, ours.vector.item()) == expected
+
+
+def test_the_first_attribute_is_the_label() -> None:
+    """Catches another attribute, and several."""
+    assert label_column(LABELS).tolist() == [0, 1, 0, 1]
 
 
 def test_rows_to_edit() -> None:
@@ -229,38 +229,34 @@ def test_rows_to_edit() -> None:
 
 def test_edit() -> None:
     """Catches strengths out of order, and z replaced in place of moved."""
-    z, direction = normal((3, 4), 0), Direction(normal((4,), 1), 0, 1)
-    ours = edits.edit(z, direction, [-1.0, 0.0, 0.5])
-    for column, strength in enumerate([-1.0, 0.0, 0.5]):
-        torch.testing.assert_close(ours[:, column], z + strength * direction.vector, **ROUNDING)
+    z, direction, strengths = normal((3, 4), 0), Direction(normal((4,), 1), 0, 1), [-1.0, 0.0, 0.5]
+    expected = torch.stack([z + s * direction.vector for s in strengths], dim=1)
+    torch.testing.assert_close(edits.edit(z, direction, strengths), expected, **ROUNDING)
 
 
 def test_share_of_target() -> None:
     """Catches a share for each image in place of each strength, and the source's share."""
-    brightness = torch.tensor([[1.0, 4.0, 9.0], [0.0, 8.0, 9.0]])
-    edited = brightness[:, :, None, None, None].expand(-1, -1, 1, 8, 8)
-    direction = Direction(torch.zeros(1), 3, 5)
+    edited = torch.stack([flat(1.0, 4.0, 9.0), flat(0.0, 8.0, 9.0)])
 
     def classifier(x: Tensor) -> np.ndarray:
         return np.where(x.mean(dim=(1, 2, 3)).numpy() > 5, 5, 3)
 
+    direction = Direction(torch.zeros(1), 3, 5)
     assert edits.share_of_target(classifier, edited, direction) == [0, 0.5, 1]
 
 
 def test_spread() -> None:
     """Catches images and draws exchanged, a biased variance, and L2 of the wrong mean."""
     x, drawn = images(3), torch.stack([images(3, seed) for seed in (1, 2, 3, 4)], dim=1)
-    ours = draws.spread(x, drawn)
-    numbers = drawn.numpy()
+    ours, numbers = draws.spread(x, drawn), drawn.numpy()
     np.testing.assert_allclose(ours.mean, numbers.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ours.std, numbers.std(axis=1, ddof=1), rtol=1e-12)
     each = [l2_distances(x, drawn[:, k]).mean().item() for k in range(4)]
     assert ours.l2_of_one_draw == pytest.approx(np.mean(each), rel=1e-12)
     assert ours.l2_of_mean == l2_distances(x, drawn.mean(dim=1)).mean().item()
     assert ours.l2_of_mean < ours.l2_of_one_draw  # by convexity of the norm
-    assert ours.pixel_std == pytest.approx(
-        np.sqrt(np.mean(numbers.var(axis=1, ddof=1))), rel=1e-12
-    )
+    root = np.sqrt(np.mean(numbers.var(axis=1, ddof=1)))
+    assert ours.pixel_std == pytest.approx(root, rel=1e-12)
 
 
 def test_calibration_of_exchangeable_draws() -> None:
@@ -303,9 +299,7 @@ def test_derangements_are_varied() -> None:
 
 def test_shuffled_z() -> None:
     """Catches a ratio upside down, one of squares, a mean of ratios, and another threshold."""
-    x = torch.zeros(4, 1, 1, 1, dtype=torch.float64)
-    own = torch.tensor([1.0, 2.0, 3.0, 2.0]).double().reshape(4, 1, 1, 1)
-    other = torch.tensor([6.0, 6.0, 6.0, 6.0]).double().reshape(4, 1, 1, 1)
+    x, own, other = (vector(*v).reshape(4, 1, 1, 1) for v in ([0] * 4, [1, 2, 3, 2], [6] * 4))
     ours = shuffled.shuffled_z(x, own, other)
     assert (ours.l2, ours.l2_shuffled, ours.ratio) == (2, 6, 3)
     # Standard deviation √(2/3) of four distances with mean 2.
@@ -313,14 +307,13 @@ def test_shuffled_z() -> None:
     assert ours.warning is None
 
 
-def test_ignored_z_gives_a_warning() -> None:
+@pytest.mark.parametrize("apart", [0, 1e-3])
+def test_ignored_z_gives_a_warning(apart: float) -> None:
     """Catches silence where both reconstructions agree, or nearly do."""
     x, own = images(20), images(20, seed=1)
-    for other in (own, own + 1e-3 * images(20, seed=2)):
-        ours = shuffled.shuffled_z(x, own, other)
-        assert ours.ratio == pytest.approx(1, abs=1e-3)
-        assert ours.warning is not None
-        assert ours.warning.startswith("z is ignored: ")
+    ours = shuffled.shuffled_z(x, own, own + apart * images(20, seed=2))
+    assert ours.ratio == pytest.approx(1, abs=1e-3)
+    assert ours.warning.startswith("z is ignored: ")
 
 
 @pytest.mark.parametrize(
@@ -348,97 +341,23 @@ def test_what_cannot_be_computed(compute: object, reason: str) -> None:
         compute()
 
 
-def test_first_images() -> None:
-    """Catches other images than the first."""
-    three = subject(3)
-    assert torch.equal(three.first(2, "edits"), three.originals[:2])
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> ScoreVAE:
-    """A tiny float64 model with random weights."""
-    torch.set_default_dtype(torch.float64)
-    save_tiny_models(tmp_path)
-    sampling = SamplingConfig(
-        sampler="euler_maruyama", grid="log_snr", steps=3, corrector_snr=0.16, clip=False
-    )
-    return ScoreVAE.load(tmp_path, device="cpu", sampling=sampling, batch=4)
-
-
-def test_encode_at(model: ScoreVAE) -> None:
-    """Catches images noised in [0, 1], another noise in a later batch, and time lost."""
-    x, times = images(), torch.full((5,), 0.3)
-    alpha, sigma = model.sde.marginal(torch.tensor(0.3))
-    seen = []
-    encoder = model.posterior.encoder
-
-    def watched(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
-        seen.append(x_t)
-        return encoder(x_t, t)
-
-    model.posterior = replace(model.posterior, encoder=watched)
-    ours = model.encode_at(x, 0.3, seed=1)
-    x_t = torch.cat(seen)
-    torch.testing.assert_close(ours.mean, encoder(x_t, times).mean.detach(), **ROUNDING)
-    # Five standard errors of mean and variance of 320 normal numbers.
-    noise = (x_t - alpha * (2 * x - 1)) / sigma
-    assert abs(noise.mean()) < 5 / math.sqrt(320)
-    assert abs(noise.var() - 1) < 5 * math.sqrt(2 / 319)
-    assert len(noise.unique()) == 320
-    seen.clear()
-    model.encode_at(x, 0.6, seed=1)
-    alpha, sigma = model.sde.marginal(torch.tensor(0.6))
-    again = (torch.cat(seen) - alpha * (2 * x - 1)) / sigma
-    torch.testing.assert_close(again, noise, rtol=0, atol=1e-10)  # divided by σ of 0.3: 0.78
-
-
-def test_encode_at_zero_is_encode(model: ScoreVAE) -> None:
-    """Catches noise at t = 0, where a variance-exploding process has some."""
-    x = images()
-    assert torch.equal(model.encode_at(x, 0.0).mean, model.encode(x).mean)
-    assert not torch.allclose(model.encode_at(x, 1e-3).mean, model.encode(x).mean, rtol=1e-6)
-
-
-@pytest.mark.parametrize("t", [-0.1, 1e-5, 1.1, float("nan")])
-def test_encode_at_untrained_times(model: ScoreVAE, t: float) -> None:
-    """Catches numbers of an encoder outside of what it was trained on."""
-    with pytest.raises(UserError, match="give 0, or a time from 0.001 to 1"):
-        model.encode_at(images(), t)
-
-
-def test_groups_share_their_noise(model: ScoreVAE) -> None:
-    """Catches members of a group from noise of their own, and groups from the same."""
-    z = normal((1, 4), 0).expand(2, 3, 4)
-    x = model.decode_groups(z, seed=1)
-    assert x.shape == (2, 3, 1, 8, 8)
-    torch.testing.assert_close(x[:, 1:], x[:, :1].expand(-1, 2, -1, -1, -1), **ROUNDING)
-    assert not torch.allclose(x[0, 0], x[1, 0])
-    other = model.decode_groups(normal((2, 3, 4), 1), seed=1)
-    assert not torch.allclose(other[:, 0], other[:, 1])
-
-
-def test_interpolation_is_a_group_on_a_line(model: ScoreVAE) -> None:
-    """Catches two versions of the straight line."""
-    first, second = images(2), images(2, seed=1)
-    z = interpolations.line(model.encode(first).mean, model.encode(second).mean, 3)
-    ours = model.interpolate(first, second, 3, guidance=2.0, seed=1)
-    torch.testing.assert_close(ours, model.decode_groups(z, guidance=2.0, seed=1), **ROUNDING)
-
-
-def test_draws_have_noise_of_their_own(model: ScoreVAE) -> None:
-    """Catches draws that repeat one another, and draws given to the wrong latent."""
-    z = normal((2, 4), 0)
-    x = model.decode_draws(z, 3, seed=1)
-    assert x.shape == (2, 3, 1, 8, 8)
-    assert len({image.sum().item() for image in x.flatten(0, 1)}) == 6
-    flat = model.decode(z.repeat_interleave(3, dim=0), seed=1)
-    assert torch.equal(x[1, 0], flat[3])
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    """Pyplot warns where many are open."""
+    yield
+    plt.close("all")
 
 
 def pictures(figure: Figure) -> list[float]:
-    """The first pixel of every image drawn, in order; the figure is closed."""
-    plt.close(figure)
+    """The first pixel of every image drawn, in order."""
     return [float(np.ravel(a.get_images()[0].get_array())[0]) for a in figure.axes if a.images]
+
+
+def texts(figure: Figure) -> list[str]:
+    """The titles of columns, and the names of rows."""
+    titles = [axis.get_title() for axis in figure.axes]
+    names = [text.get_text() for axis in figure.axes for text in axis.texts]
+    return [text for text in titles + names if text]
 
 
 def flat(*values: float) -> Tensor:
@@ -446,37 +365,32 @@ def flat(*values: float) -> Tensor:
     return torch.tensor(values)[:, None, None, None].expand(-1, 1, 8, 8)
 
 
-def titles(figure: Figure) -> list[str]:
-    """Of the columns."""
-    return [axis.get_title() for axis in figure.axes if axis.get_title()]
-
-
 def test_probe_curve() -> None:
     """Catches accuracies exchanged, and times out of place."""
-    accuracies = {0.0: Accuracy(0.9, 0.8, 0.3), 0.5: Accuracy(0.6, 0.5, 0.3)}
-    figure = probes.draw(accuracies, "title")
-    (axis,) = figure.axes
+    (axis,) = probes.draw({0.0: Accuracy(0.9, 0.8, 0.3), 0.5: Accuracy(0.6, 0.5, 0.3)}, "").axes
     first, second, chance = (line.get_xydata().tolist() for line in axis.get_lines())
     assert first == [[0, 0.9], [0.5, 0.6]]
     assert second == [[0, 0.8], [0.5, 0.5]]
     assert [y for _, y in chance] == [0.3, 0.3]
-    plt.close(figure)
 
 
 def test_embedding_figure() -> None:
     """Catches labels given to the wrong points, and classes without their name."""
     points, labels = np.arange(12.0).reshape(6, 2), np.array([4, 4, 2, 2, 2, 9])
-    figure = embedding.draw(points, labels, "title", names={2: "smile"})
-    (axis,) = figure.axes
+    (axis,) = embedding.draw(points, labels, "title", names={2: "smile"}).axes
     drawn = {c.get_label(): np.asarray(c.get_offsets()).tolist() for c in axis.collections}
-    assert drawn == {
-        "smile": points[2:5].tolist(),
-        "4": points[:2].tolist(),
-        "9": points[5:].tolist(),
-    }
+    classes = {"smile": points[2:5], "4": points[:2], "9": points[5:]}
+    assert drawn == {name: members.tolist() for name, members in classes.items()}
     assert len({tuple(c.get_facecolor()[0]) for c in axis.collections}) == 3
-    assert {text.get_text() for text in axis.get_legend().texts} == {"smile", "4", "9"}
-    plt.close(figure)
+    assert {text.get_text() for text in axis.get_legend().texts} == set(classes)
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(40)], ids=["none", "many"])
+def test_embedding_without_a_legend(labels: np.ndarray | None) -> None:
+    """Catches points that vanish where there is nothing to name, or too much."""
+    (axis,) = embedding.draw(np.zeros((40, 2)), labels, "title").axes
+    assert sum(len(c.get_offsets()) for c in axis.collections) == 40
+    assert axis.get_legend() is None
 
 
 AWKWARD = {0: "a_$", 1: "b_$", 2: "$100 {", 3: r"c\$", 4: os.fsdecode(b"caf\xe9")}
@@ -491,38 +405,25 @@ def test_names_of_any_class_are_drawn(tmp_path: Path) -> None:
     figures.save(figure, tmp_path / "embedding.png")
     for source, target in ((0, 1), (2, 3), (4, 4)):
         direction = Direction(torch.zeros(1), source, target)
-        edited = flat(0.1)[None]
-        figure = edits.draw(flat(0.9), edited, [1.0], direction, names=AWKWARD)
+        figure = edits.draw(flat(0.9), flat(0.1)[None], [1.0], direction, names=AWKWARD)
         moved = f"z moved along E[z|{DRAWN[target]}] − E[z|{DRAWN[source]}]"
         assert figure.get_suptitle() == moved
         figures.save(figure, tmp_path / "edits.png")
-
-
-@pytest.mark.parametrize("labels", [None, np.arange(40)], ids=["none", "many"])
-def test_embedding_without_a_legend(labels: np.ndarray | None) -> None:
-    """Catches points that vanish where there is nothing to name, or too much."""
-    figure = embedding.draw(np.zeros((40, 2)), labels, "title")
-    (axis,) = figure.axes
-    assert sum(len(c.get_offsets()) for c in axis.collections) == 40
-    assert axis.get_legend() is None
-    plt.close(figure)
 
 
 def test_interpolation_figure() -> None:
     """Catches ends on the wrong side, and the two paths exchanged."""
     straight, curved = flat(0.1, 0.2)[None], flat(0.3, 0.4)[None]
     figure = interpolations.draw(flat(0.0), flat(1.0), straight, curved)
-    names = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert names == ["straight", "spherical"]
+    assert texts(figure) == ["straight", "spherical"]
     assert pictures(figure) == pytest.approx([0, 0.1, 0.2, 1, 0, 0.3, 0.4, 1])
 
 
 def test_edit_figure() -> None:
     """Catches strengths over the wrong columns, and source and target exchanged."""
-    direction = Direction(torch.zeros(1), 0, 1)
-    edited = flat(0.1, 0.2, 0.3)[None]
+    direction, edited = Direction(torch.zeros(1), 0, 1), flat(0.1, 0.2, 0.3)[None]
     figure = edits.draw(flat(0.9), edited, [-1.0, 0.0, 0.5], direction, names={1: "smile"})
-    assert titles(figure) == ["original", "-1", "0", "+0.5"]
+    assert texts(figure) == ["original", "-1", "0", "+0.5"]
     assert figure.get_suptitle() == "z moved along E[z|smile] − E[z|0]"
     assert pictures(figure) == pytest.approx([0.9, 0.1, 0.2, 0.3])
 
@@ -531,15 +432,13 @@ def test_draw_figure() -> None:
     """Catches mean and deviation exchanged, and a deviation too dark to be seen."""
     x, drawn = flat(0.9), flat(0.2, 0.4)[None]
     figure = draws.draw(x, drawn, draws.spread(x, drawn))
-    assert titles(figure) == ["original", "1", "2", "mean", "std"]
+    assert texts(figure) == ["original", "1", "2", "mean", "std"]
     assert "white is 0.14" in figure.get_suptitle()  # √((0.1² + 0.1²)/1)
     assert pictures(figure) == pytest.approx([0.9, 0.2, 0.4, 0.3, 1.0])
 
 
 def test_shuffled_figure() -> None:
     """Catches rows under another name."""
-    rows = [flat(v, v) for v in (0.1, 0.2, 0.3, 0.4)]
-    figure = shuffled.draw(*rows)
-    names = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert names == ["original", "own z", "other's z", "the other"]
+    figure = shuffled.draw(*(flat(v, v) for v in (0.1, 0.2, 0.3, 0.4)))
+    assert texts(figure) == ["original", "own z", "other's z", "the other"]
     assert pictures(figure) == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])
