@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -53,17 +54,9 @@ def accelerator() -> Iterator[Accelerator]:
 def settings(**changes: Any) -> TrainingConfig:  # noqa: ANN401 (any value)
     """A few steps of everything that the loop does."""
     values = {
-        "batch": 8,
-        "steps": STEPS,
-        "learning_rate": 0.05,
-        "schedule": "cosine",
-        "warmup": 2,
-        "clip": 1.0,
-        "ema": 0.5,
-        "precision": "no",
-        "log_every": 2,
-        "validate_every": 3,
-    }
+        "batch": 8, "steps": STEPS, "learning_rate": 0.05, "schedule": "cosine", "warmup": 2,
+        "clip": 1.0, "ema": 0.5, "precision": "no", "log_every": 2, "validate_every": 3,
+    }  # fmt: skip
     return TrainingConfig(**values | changes)
 
 
@@ -117,16 +110,30 @@ def assert_same(first: object, second: object) -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
 
 
-def stopping_at(step: int, stop: Callable[[], None]) -> training.Objective:
-    """The usual objective, which calls ``stop`` at its ``step``-th evaluation."""
-    calls = iter(range(1000))
+def usual(
+    before: Callable[..., object] = lambda call, module, x, generator: None,
+    factor: Callable[[int], float] = lambda call: 1.0,
+) -> training.Objective:
+    """The usual objective: ``before`` sees what each call is given, ``factor`` scales its loss."""
+    calls = count()
 
     def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        if next(calls) == step:
-            stop()
-        return noisy_square(module, x, generator)
+        call = next(calls)
+        before(call, module, x, generator)
+        losses = noisy_square(module, x, generator)
+        return losses | {"loss": factor(call) * losses["loss"]}
 
     return objective
+
+
+def stopping_at(step: int, stop: Callable[[], None]) -> training.Objective:
+    """The usual objective, which calls ``stop`` at its ``step``-th evaluation."""
+    return usual(before=lambda call, *given: stop() if call == step else None)
+
+
+def failing(from_: int, until: int) -> training.Objective:
+    """The usual objective with a gradient that is not a number from one evaluation to another."""
+    return usual(factor=lambda call: math.nan if from_ <= call < until else 1.0)
 
 
 def interrupt() -> None:
@@ -139,24 +146,16 @@ def test_overfits_a_batch(accelerator: Accelerator) -> None:
     The problem is convex and solved exactly by the weights (1, 1, 1), so any descent that works
     ends orders of magnitude under the loss of the initial weights.
     """
+
+    def squares(module: nn.Module, x: Tensor, generator: object = None) -> dict[str, Tensor]:
+        return {"loss": (module(x)[:, 0] - x.sum(dim=1)) ** 2}
+
     linear = nn.Linear(3, 1)
-    before = noisy_loss_free(linear)
+    before = squares(linear, batches(0))["loss"].mean().item()
     changes = {"steps": 400, "warmup": 10, "clip": 100.0, "ema": 0.9, "log_every": 400}
-    run = Run(
-        accelerator,
-        module=linear,
-        batches=lambda step: batches(0),
-        objective=lambda m, x, g: {"loss": (m(x)[:, 0] - x.sum(dim=1)) ** 2},
-        changes=changes,
-    )
-    assert noisy_loss_free(run.go()) < 1e-3 * before
-
-
-def noisy_loss_free(module: nn.Module) -> float:
-    """The noise-free error on the first batch."""
-    with torch.no_grad():
-        x = batches(0)
-        return ((module(x)[:, 0] - x.sum(dim=1)) ** 2).mean().item()
+    given = {"module": linear, "batches": lambda step: batches(0), "objective": squares}
+    result = Run(accelerator, changes=changes, **given).go()
+    assert squares(result, batches(0))["loss"].mean().item() < 1e-3 * before
 
 
 @pytest.mark.parametrize("step", range(STEPS))
@@ -244,36 +243,38 @@ def test_seconds_go_on_after_resuming(accelerator: Accelerator) -> None:
 
 def test_recorded_rows(accelerator: Accelerator) -> None:
     """Catches a log of one step in place of the mean, and records at the wrong steps."""
-    every = Run(accelerator, changes={"log_every": 1})
+    every, run = Run(accelerator, changes={"log_every": 1}), Run(accelerator)
     every.go()
-    run = Run(accelerator)
     run.go()
     losses = {step: row["loss"] for step, row in every.numbers() if "loss" in row}
-    assert [s for s, row in run.rows if "loss" in row] == [2, 4, 6]
     assert [s for s, row in run.rows if "test_loss" in row] == [3, 6, 7]
-    for step, row in run.numbers():
-        if "loss" in row:
-            assert set(row) == {"loss", "size", "gradient_norm"}
-            # a sum of two float32 numbers: one rounding
-            mean = (losses[step - 1] + losses[step]) / 2
-            assert row["loss"] == pytest.approx(mean, rel=2**-23)
+    logged = [(s, row) for s, row in run.numbers() if "loss" in row]
+    assert [s for s, _ in logged] == [2, 4, 6]
+    for step, row in logged:
+        assert set(row) == {"loss", "size", "gradient_norm"}
+        # a sum of two float32 numbers: one rounding
+        mean = (losses[step - 1] + losses[step]) / 2
+        assert row["loss"] == pytest.approx(mean, rel=2**-23)
 
 
 def test_validation_sees_the_average_in_evaluation_mode(accelerator: Accelerator) -> None:
-    """Catches validation of the raw weights, with dropout, or a training left in eval mode."""
-    seen = []
+    """Catches validation of the raw weights, or dropout in it, in the result, or not in training.
+
+    The result collects no gradients either.
+    """
+    seen, modes = [], []
 
     def validate(module: nn.Module) -> dict[str, float]:
         seen.append((copy.deepcopy(module.state_dict()), module.training))
         return {}
 
-    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        assert module.training
-        return noisy_square(module, x, generator)
-
+    objective = usual(before=lambda call, module, *given: modes.append(module.training))
     run = Run(accelerator, validate=validate, objective=objective)
     result = run.go()
+    assert modes == [True] * STEPS
     assert [training for _, training in seen] == [False] * 3
+    assert not result.training
+    assert not any(p.requires_grad for p in result.parameters())
     assert_same(seen[-1][0], result.state_dict())
     assert not torch.equal(seen[-1][0]["0.weight"], run.module.state_dict()["0.weight"])
 
@@ -324,13 +325,10 @@ def test_learning_rate_is_used(accelerator: Accelerator) -> None:
     """
     linear = nn.Linear(3, 1, bias=False)
     before = linear.weight.detach().clone()
-    run = Run(
-        accelerator,
-        module=linear,
-        objective=lambda m, x, g: {"loss": m(torch.ones_like(x))[:, 0]},  # gradient 1
-        changes={"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0},
-    )
-    run.go()
+    changes = {"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0}
+    given = {"module": linear, "changes": changes}
+    unit = lambda m, x, g: {"loss": m(torch.ones_like(x))[:, 0]}  # noqa: E731 (gradient 1)
+    Run(accelerator, objective=unit, **given).go()
     moved = before - linear.weight.detach()
     # eps is 1e-8 beside a gradient of 1; rounding of weights below 1 to 2^-24
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-6, atol=2**-22)
@@ -358,40 +356,28 @@ def test_clipping(accelerator: Accelerator, scale: float) -> None:
     assert run.rows[0][1]["gradient_norm"] == pytest.approx(5 * scale, rel=1e-6)
 
 
-def failing_from(step: int, until: int) -> training.Objective:
-    """The usual objective with a gradient that is not a number from one evaluation to another."""
-    calls = iter(range(1000))
-
-    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        losses = noisy_square(module, x, generator)
-        factor = math.nan if step <= next(calls) < until else 1.0
-        return losses | {"loss": factor * losses["loss"]}
-
-    return objective
-
-
-def test_bad_step_is_skipped(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_step_is_skipped(accelerator: Accelerator) -> None:
     """Catches a NaN that enters the weights, Adam or the average, or ends the run at once.
 
     A skipped step is one that leaves no trace: runs ending before and with it are equal.
     """
-    shared = {"schedule": "constant"}
-    short = Run(accelerator, changes=shared | {"steps": 4})
-    long = Run(accelerator, changes=shared | {"steps": 5}, objective=failing_from(4, 5))
+    short = Run(accelerator, changes={"schedule": "constant", "steps": 4})
+    changes = {"schedule": "constant", "steps": 5}
+    long = Run(accelerator, changes=changes, objective=failing(4, 5))
     assert_same(long.go().state_dict(), short.go().state_dict())
     for part in ("module", "optimizer", "averaged"):
         assert_same(long.state.saved[part], short.state.saved[part])
-    on = Run(accelerator, objective=failing_from(2, 4)).go()
+    on = Run(accelerator, objective=failing(2, 4)).go()
     assert all(torch.isfinite(p).all() for p in on.parameters())
 
 
 def test_many_bad_steps_end_the_run(accelerator: Accelerator) -> None:
     """Catches an endless run of skipped steps, and a message that does not help."""
     changes = {"steps": 100, "schedule": "constant"}
-    run = Run(accelerator, changes=changes, objective=failing_from(2, 1000))
-    last = 2 + training.MAX_SKIPPED - 1
+    run = Run(accelerator, changes=changes, objective=failing(2, 1000))
+    limit = training.MAX_SKIPPED
     expected = (
-        rf"test/run: step {last}: .* {training.MAX_SKIPPED} steps in a row \(loss nan, size \d.*, "
+        rf"test/run: step {2 + limit - 1}: .* {limit} steps in a row \(loss nan, size \d.*, "
         r"gradient_norm nan, learning rate 0.05\); lower learning_rate.* good state is kept"
     )
     with pytest.raises(UserError, match=expected):
@@ -399,43 +385,33 @@ def test_many_bad_steps_end_the_run(accelerator: Accelerator) -> None:
     assert all(torch.isfinite(p).all() for p in run.module.parameters())
 
 
-def test_infinite_loss_with_a_finite_gradient_is_a_bad_step(accelerator: Accelerator) -> None:
-    """Catches a loss that overflows by a constant term, which its gradient does not show."""
-    weights = network().state_dict()
-
-    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"loss": noisy_square(module, x, generator)["loss"] + math.inf}
-
-    run = Run(accelerator, objective=objective)
-    assert_same(run.go().state_dict(), weights)
-
-
-@pytest.mark.parametrize("text", ["soon", "nan", "-1", ""])
-def test_save_interval_is_checked(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Catches a training of days that never saves, and a message without the variable."""
-    monkeypatch.setenv("SCOREVAE_SAVE_SECONDS", text)
-    with pytest.raises(UserError, match=f"SCOREVAE_SAVE_SECONDS={text}: give a number"):
-        save_interval()
-
-
-def test_save_interval_is_five_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches more work at stake than is promised."""
-    monkeypatch.delenv("SCOREVAE_SAVE_SECONDS", raising=False)
-    assert save_interval() == 300
-
-
 def test_bad_steps_must_be_in_a_row(
     accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a counter that is never set back."""
     monkeypatch.setattr(training, "MAX_SKIPPED", 2)
-    calls = iter(range(1000))
+    alternating = usual(factor=lambda call: math.nan if call % 2 else 1.0)
+    Run(accelerator, objective=alternating).go()
+
+
+def test_infinite_loss_with_a_finite_gradient_is_a_bad_step(accelerator: Accelerator) -> None:
+    """Catches a loss that overflows by a constant term, which its gradient does not show."""
 
     def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        factor = math.nan if next(calls) % 2 else 1.0
-        return {"loss": factor * noisy_square(module, x, generator)["loss"]}
+        return {"loss": noisy_square(module, x, generator)["loss"] + math.inf}
 
-    Run(accelerator, objective=objective).go()
+    result = Run(accelerator, objective=objective).go()
+    assert_same(result.state_dict(), network().state_dict())
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1", ""])
+def test_save_interval(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Catches more work at stake than is promised, and a message without the variable."""
+    monkeypatch.delenv("SCOREVAE_SAVE_SECONDS", raising=False)
+    assert save_interval() == 300
+    monkeypatch.setenv("SCOREVAE_SAVE_SECONDS", text)
+    with pytest.raises(UserError, match=f"SCOREVAE_SAVE_SECONDS={text}: give a number"):
+        save_interval()
 
 
 def test_frozen_module_stays_as_it_was(accelerator: Accelerator) -> None:
@@ -466,14 +442,13 @@ def test_randomness_follows_from_the_seed(accelerator: Accelerator) -> None:
 
 def test_every_step_has_its_own_randomness(accelerator: Accelerator) -> None:
     """Catches the same units dropped, or the same noise and times drawn, in every step."""
-    drawn = []
+    drawn = set()
 
-    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        drawn.append((torch.rand(()).item(), torch.rand((), generator=generator).item()))
-        return noisy_square(module, x, generator)
+    def draw(call: int, module: nn.Module, x: Tensor, generator: torch.Generator) -> None:
+        drawn.update((torch.rand(()).item(), torch.rand((), generator=generator).item()))
 
-    Run(accelerator, objective=objective).go()
-    assert len({number for pair in drawn for number in pair}) == 2 * STEPS
+    Run(accelerator, objective=usual(before=draw)).go()
+    assert len(drawn) == 2 * STEPS
 
 
 def test_global_randomness_is_left_alone(accelerator: Accelerator) -> None:
@@ -487,23 +462,12 @@ def test_global_randomness_is_left_alone(accelerator: Accelerator) -> None:
 def test_bf16(accelerator: Accelerator) -> None:
     """Catches a precision without effect, and weights or losses kept in bfloat16."""
     seen = set()
-
-    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        seen.add(module(x).dtype)
-        return noisy_square(module, x, generator)
-
+    objective = usual(before=lambda call, module, x, generator: seen.add(module(x).dtype))
     run = Run(accelerator, changes={"precision": "bf16"}, objective=objective)
     result = run.go()
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in result.parameters()} == {torch.float32}
     assert all(math.isfinite(value) for _, row in run.rows for value in row.values())
-
-
-def test_result_is_frozen(accelerator: Accelerator) -> None:
-    """Catches a result that drops units or collects gradients in the next stage."""
-    result = Run(accelerator).go()
-    assert not result.training
-    assert not any(p.requires_grad for p in result.parameters())
 
 
 def test_no_steps_return_the_initial_weights(accelerator: Accelerator) -> None:
