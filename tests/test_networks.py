@@ -3,6 +3,8 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -40,6 +42,7 @@ KINDS = {
 }
 IMAGE = ImageConfig(channels=2, size=8)
 LATENT = 3
+ROUNDING = {"rtol": 1e-12, "atol": 1e-12}  # float64, sums of tens of terms of order one
 VP = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3)
 
 
@@ -67,43 +70,22 @@ def assert_gradients_everywhere(network: nn.Module) -> None:
         assert weight.grad.abs().max() > 0, name
 
 
-# --- encoders --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_encoders_have_the_shapes_they_promise(sde: SDE, kind: str) -> None:
-    """A latent of the wrong width, or one row for a scalar time."""
-    for process in (None, sde):
-        encoder = encoder_of(kind, process)
-        for t in (scalar(0.5), vector(0.1, 0.2, 0.3, 0.4, 0.5)):
-            posterior = encoder(normal((5, 2, 8, 8), 0), t)
-            assert posterior.mean.shape == (5, LATENT)
-            assert posterior.log_variance.shape == (5, LATENT)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_scalar_and_batched_times_agree(sde: SDE, kind: str) -> None:
-    """Times broadcast over the wrong axis."""
-    encoder, x_t = encoder_of(kind, sde), normal((5, 2, 8, 8), 0)
-    single = encoder(x_t, scalar(0.3))
-    batched = encoder(x_t, torch.full((5,), 0.3, dtype=torch.float64))
-    torch.testing.assert_close(single, batched, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_image_has_its_own_time(sde: SDE, kind: str) -> None:
-    """The first image's time used for all, or a time that is ignored."""
-    encoder, x_t, t = encoder_of(kind, sde), normal((3, 2, 8, 8), 0), vector(0.0, 0.3, 0.9)
-    together = encoder(x_t, t)
-    for i in range(3):
-        alone = encoder(x_t[i : i + 1], t[i])
-        torch.testing.assert_close(together.mean[i], alone.mean[0], rtol=1e-12, atol=1e-12)
-    assert not torch.allclose(together.mean, encoder(x_t, scalar(0.3)).mean)
+    """Catches a latent of the wrong width, times over the wrong axis, one time for all or none."""
+    encoder, x_t, t = encoder_of(kind, sde), normal((4, 2, 8, 8), 0), vector(0.0, 0.3, 0.9, 0.5)
+    together, single = encoder(x_t, t), encoder(x_t, scalar(0.3))
+    for posterior in (together, single):
+        assert posterior.mean.shape == posterior.log_variance.shape == (4, LATENT)
+    torch.testing.assert_close(single, encoder(x_t, vector(*[0.3] * 4)), **ROUNDING)
+    alone = torch.cat([encoder(x_t[i : i + 1], t[i]).mean for i in range(4)])
+    torch.testing.assert_close(together.mean, alone, **ROUNDING)
+    assert not torch.allclose(together.mean, single.mean)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clean_images_are_an_input_of_their_own(sde: SDE, kind: str) -> None:
-    """λ = ∞ at t = 0 reaching the network as inf or nan, or t = 0 taken for t_min.
+    """Catches λ = ∞ at t = 0 reaching the network as inf or nan, or t = 0 taken for t_min.
 
     Taken for one, q(z|x_0, 0) could be no more certain than q(z|x_t, t_min).
     """
@@ -119,27 +101,28 @@ def test_clean_images_are_an_input_of_their_own(sde: SDE, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoders_without_a_process_ignore_time(kind: str) -> None:
-    """A VAE whose latents depend on a time it does not have."""
+    """Catches a VAE whose latents depend on a time it does not have, or are of the wrong width."""
     encoder, x_0 = encoder_of(kind, None), normal((2, 2, 8, 8), 0)
-    early, late = (encoder(x_0, scalar(t)) for t in (0.0, 0.9))
-    assert torch.equal(early.mean, late.mean)
-    assert torch.equal(early.log_variance, late.log_variance)
+    expected = encoder(x_0, scalar(0.0))
+    for t in (scalar(0.9), vector(0.1, 0.9)):
+        for ours, theirs in zip(encoder(x_0, t), expected, strict=True):
+            assert ours.shape == (2, LATENT)
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("timed", [True, False])
 def test_gradients_reach_every_weight_of_the_encoder(sde: SDE, kind: str, timed: bool) -> None:
-    """A layer that is built and not called."""
+    """Catches a layer that is built and not called."""
     encoder = encoder_of(kind, sde if timed else None)
-    t = vector(0.1, 0.4, 0.8)
-    posterior = encoder(normal((3, 2, 8, 8), 0), t)
-    (posterior.mean.square().sum() + posterior.log_variance.square().sum()).backward()
+    q = encoder(normal((3, 2, 8, 8), 0), vector(0.1, 0.4, 0.8))
+    (q.mean.square().sum() + q.log_variance.square().sum()).backward()
     assert_gradients_everywhere(encoder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_encoders_start_at_unit_variance(sde: SDE, kind: str) -> None:
-    """A first step at variances so small that the score of q is astronomic."""
+    """Catches a first step at variances so small that the score of q is astronomic."""
     encoder = build_encoder(settings_of(kind), IMAGE, LATENT, sde).double()
     log_variance = encoder(normal((4, 2, 8, 8), 0), scalar(0.5)).log_variance
     low, high = LOG_VARIANCE_RANGE
@@ -148,7 +131,7 @@ def test_untrained_encoders_start_at_unit_variance(sde: SDE, kind: str) -> None:
 
 
 def test_soft_bound_stays_inside_and_is_the_identity_in_the_middle() -> None:
-    """A bound that leaks, or one that bends values it should leave alone.
+    """Catches a bound that leaks, or one that bends values it should leave alone.
 
     softplus(u) = u + δ with 0 < δ < e^{−u}: twice this leaves x within e^{−(x − low)} above and
     e^{δ − (high − x)} below. At −∞ the result is low − e^{−(high − low)}, 2e-9 here.
@@ -168,19 +151,24 @@ def test_soft_bound_stays_inside_and_is_the_identity_in_the_middle() -> None:
 
 
 def test_soft_bound_is_smooth() -> None:
-    """A hard clamp: no gradient returns a variance that has run away."""
+    """Catches a hard clamp: no gradient returns a variance that has run away."""
     x = torch.linspace(-13, 5, 50, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(soft_bound(x, -10.0, 3.0).sum(), x)
     assert torch.all((slope > 0) & (slope < 1))
 
 
-@pytest.mark.parametrize("kind", ["resnet", "attention", "patch"])  # linear: at t = 0 only
-def test_copied_trunk_gives_the_vaes_means_at_every_time(kind: str) -> None:
-    """Time that disturbs the copied weights from the start, or a layer not copied."""
+def vae_and_copy(kind: str) -> tuple[nn.Module, nn.Module]:
+    """A VAE's encoder, and one with time that its trunk was copied to."""
     source = encoder_of(kind, None)
     target = build_encoder(settings_of(kind), IMAGE, LATENT, VP).double()
     copy_trunk(source, target)
-    x = normal((4, 2, 8, 8), 1)
+    return source, target
+
+
+@pytest.mark.parametrize("kind", ["resnet", "attention", "patch"])  # linear: at t = 0 only
+def test_copied_trunk_gives_the_vaes_means_at_every_time(kind: str) -> None:
+    """Catches time that disturbs the copied weights from the start, or a layer not copied."""
+    (source, target), x = vae_and_copy(kind), normal((4, 2, 8, 8), 1)
     expected = source(x, scalar(0.0)).mean
     for t in (0.0, 0.01, 0.5, 1.0):
         torch.testing.assert_close(target(x, scalar(t)).mean, expected, rtol=1e-10, atol=1e-10)
@@ -188,7 +176,7 @@ def test_copied_trunk_gives_the_vaes_means_at_every_time(kind: str) -> None:
 
 
 def test_copied_trunk_of_the_convolutional_encoder() -> None:
-    """The heads differ in width, so the trunk alone is shared; and it must be."""
+    """Catches a trunk not shared, or heads that are, although they differ in width."""
     source = encoder_of("conv", None)
     target = build_encoder(settings_of("conv"), IMAGE, LATENT, VP).double()
     head = {k: v.clone() for k, v in target.head.state_dict().items()}
@@ -196,25 +184,21 @@ def test_copied_trunk_of_the_convolutional_encoder() -> None:
     assert isinstance(target, ConvEncoder)
     x = normal((4, 2, 8, 8), 1)
     torch.testing.assert_close(target.trunk(x), source.trunk(x), rtol=0, atol=0)
-    for name, weight in target.head.state_dict().items():
-        assert torch.equal(weight, head[name]), name
+    torch.testing.assert_close(dict(target.head.state_dict()), head, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "attention", "patch", "linear"])
 def test_only_time_and_variance_are_not_copied(kind: str) -> None:
-    """A layer that starts at random, which the means above do not read or hardly show."""
-    source = encoder_of(kind, None)
-    target = build_encoder(settings_of(kind), IMAGE, LATENT, VP).double()
-    copy_trunk(source, target)
-    copied = source.state_dict()
-    left = {n for n, w in target.state_dict().items() if not torch.equal(w, copied.get(n, w[:0]))}
+    """Catches a layer that starts at random, which the means above do not read or hardly show."""
+    copied, target = (network.state_dict() for network in vae_and_copy(kind))
+    left = {n for n, w in target.items() if not torch.equal(w, copied.get(n, w[:0]))}
     own = ("time.", "head.log_variance.")
     assert {n for n in left if not n.startswith(own) and ".modulation." not in n} == set()
     assert {n for n in copied if n.startswith("head.log_variance.")} <= left
 
 
 def test_convolutional_encoder_is_the_published_one() -> None:
-    """Levels that halve twice or not at all, and a second convolution in the last level too.
+    """Catches levels that halve twice or not at all, and a second convolution in the last one.
 
     The published code: 3×3 with stride 2, then 3×3, in all levels but the last.
     """
@@ -229,7 +213,7 @@ def test_convolutional_encoder_is_the_published_one() -> None:
 
 
 def test_time_enters_the_convolutional_encoder_before_its_last_layer_only() -> None:
-    """Time in the trunk, which the VAE's weights, copied into it, do not know (appendix B.1)."""
+    """Catches time in the trunk, which the VAE's copied weights do not know (appendix B.1)."""
     encoder, x = encoder_of("conv", VP), normal((1, 2, 8, 8), 0)
     seen: list[Tensor] = []
     encoder.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -242,7 +226,7 @@ def test_time_enters_the_convolutional_encoder_before_its_last_layer_only() -> N
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_become_channels(patch: int) -> None:
-    """Pixels lost on the way into feature maps, patches torn apart, or maps of another size.
+    """Catches pixels lost on the way, patches torn apart, or feature maps of another size.
 
     The first layer is a 3×3 convolution of patches: the corner of a feature map reads its own
     patch and those to the right and below.
@@ -257,11 +241,8 @@ def test_patches_become_channels(patch: int) -> None:
     assert torch.count_nonzero(gradient) == 2 * near**2
 
 
-# --- the Gaussian head -----------------------------------------------------------------------
-
-
 def test_head_stays_in_single_precision_under_autocast() -> None:
-    """μ rounded to bfloat16, by more than the standard deviations that z − μ is divided by."""
+    """Catches μ rounded to bfloat16, by more than the deviations that z − μ is divided by."""
     head = randomise(GaussianHead(64, LATENT), 0)
     features = normal((5, 64), 1).float()
     with torch.autocast("cpu", torch.bfloat16):
@@ -278,7 +259,7 @@ def test_head_stays_in_single_precision_under_autocast() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_posteriors_are_single_precision_under_autocast(sde: SDE, kind: str) -> None:
-    """A trunk in bfloat16 whose dtype reaches the loss, or crashes the head."""
+    """Catches a trunk in bfloat16 whose dtype reaches the loss, or crashes the head."""
     encoder, x_t = encoder_of(kind, sde).float(), normal((3, 2, 8, 8), 0).float()
     t = torch.tensor([0.0, 0.3, 0.9])
     with torch.autocast("cpu", torch.bfloat16):
@@ -290,15 +271,12 @@ def test_posteriors_are_single_precision_under_autocast(sde: SDE, kind: str) -> 
         assert not torch.equal(tensor, reference)  # the trunk did run in bfloat16
 
 
-# --- attention -------------------------------------------------------------------------------
-
-
 def attention_of(channels: int, groups: int) -> SelfAttention:
     return randomise(SelfAttention(channels, groups).double(), 0)
 
 
 def test_attention_is_pytorchs() -> None:
-    """Softmax over the wrong axis, a wrong scale, values of another pixel, or no residual."""
+    """Catches softmax over the wrong axis, a wrong scale, another pixel's values, no residual."""
     attention, x = attention_of(6, 3), normal((3, 6, 4, 5), 0)
     parts = attention.query_key_value(attention.norm(x)).unflatten(1, (3, 6)).flatten(3)
     query, key, value = parts.transpose(2, 3).unbind(1)  # (batch, pixels, channels)
@@ -310,33 +288,30 @@ def test_attention_is_pytorchs() -> None:
 
 
 def test_attention_knows_no_order() -> None:
-    """Pixels exchanged with channels, or height with width, somewhere on the way."""
+    """Catches pixels exchanged with channels, or height with width, somewhere on the way."""
     attention, x = attention_of(4, 2), normal((2, 4, 3, 5), 0)
     order = torch.randperm(15, generator=seeded(1))
 
     def permuted(x: Tensor) -> Tensor:
         return x.flatten(2)[:, :, order].unflatten(2, (3, 5))
 
-    torch.testing.assert_close(
-        attention(permuted(x)), permuted(attention(x)), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(attention(permuted(x)), permuted(attention(x)), **ROUNDING)
 
 
 def test_attention_has_second_derivatives() -> None:
-    """A fused kernel, which the encoder's objective cannot differentiate."""
-    attention = attention_of(2, 1)
-    x = normal((2, 2, 2, 3), 0).requires_grad_()
+    """Catches a fused kernel, which the encoder's objective cannot differentiate."""
+    attention, x = attention_of(2, 1), normal((2, 2, 2, 3), 0).requires_grad_()
     assert gradcheck(attention, x)
     assert gradgradcheck(attention, x)
 
 
-def sides_attended(network: nn.Module, run) -> list[int]:
+def sides_attended(network: nn.Module, *inputs: Tensor) -> list[int]:
     """Sides of the feature maps that attend to themselves, in the order in which they do."""
     seen: list[int] = []
     for module in network.modules():
         if isinstance(module, SelfAttention):
-            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    run(network)
+            module.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-1]))
+    network(*inputs)
     return seen
 
 
@@ -353,17 +328,16 @@ def sides_attended(network: nn.Module, run) -> list[int]:
 def test_attention_is_where_it_was_asked_for(
     attention: list[int], patch: int, expected: list[int]
 ) -> None:
-    """Sides counted after a halving too many, one block left out, or no middle."""
+    """Catches sides counted after a halving too many, one block left out, or no middle."""
     settings = settings_of("resnet", blocks=2, attention=attention, patch=patch)
-    x, z = torch.zeros(1, 2, 8, 8), torch.zeros(1, LATENT)
     encoder = build_encoder(settings, IMAGE, LATENT, VP)
-    assert sides_attended(encoder, lambda network: network(x, torch.tensor(0.5))) == expected
+    assert sides_attended(encoder, torch.zeros(1, 2, 8, 8), torch.tensor(0.5)) == expected
     decoder = build_decoder(settings, IMAGE, LATENT)
-    assert sides_attended(decoder, lambda network: network(z)) == expected[::-1]
+    assert sides_attended(decoder, torch.zeros(1, LATENT)) == expected[::-1]
 
 
 def test_middle_is_that_of_a_ddpm_u_net() -> None:
-    """A middle of another width, blocks in another order, or time that does not reach it."""
+    """Catches a middle of another width, blocks in another order, or without time."""
     blocks = middle(settings_of("attention"), time_width=6)
     assert [type(block) for block in blocks] == [ResBlock, SelfAttention, ResBlock]
     for block in (blocks[0], blocks[2]):
@@ -373,9 +347,6 @@ def test_middle_is_that_of_a_ddpm_u_net() -> None:
     assert middle(settings_of("resnet"), time_width=6) == []
 
 
-# --- decoders --------------------------------------------------------------------------------
-
-
 def weights_through(network: nn.Module) -> list[tuple[int, ...]]:
     """Weights of all convolutions in order, those of transposed ones read backwards."""
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
@@ -383,7 +354,7 @@ def weights_through(network: nn.Module) -> list[tuple[int, ...]]:
 
 
 def test_convolutional_decoder_mirrors_its_encoder() -> None:
-    """Convolutions in another order or of other widths, strides in other places.
+    """Catches convolutions in another order or of other widths, strides in other places.
 
     A transposed convolution's weight has the shape of the convolution that it turns around.
     """
@@ -397,7 +368,7 @@ def test_convolutional_decoder_mirrors_its_encoder() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [[4], [4, 8], [8, 4, 8]])
 def test_decoders_mirror_the_encoders(kind: str, channels: list[int]) -> None:
-    """An upsampling too many or too few: images of another size than those encoded."""
+    """Catches an upsampling too many or too few: images of another size than those encoded."""
     vae = VAE(settings_of(kind, channels=channels), IMAGE, LATENT)
     x = normal((2, 2, 8, 8), 0).float()
     z = vae.encoder(x, torch.zeros(2)).mean
@@ -406,7 +377,7 @@ def test_decoders_mirror_the_encoders(kind: str, channels: list[int]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_every_weight_of_the_decoder(kind: str) -> None:
-    """A layer that is built and not called."""
+    """Catches a layer that is built and not called."""
     decoder = randomise(build_decoder(settings_of(kind), IMAGE, LATENT).double(), 0)
     decoder(normal((3, LATENT), 0)).square().sum().backward()
     assert_gradients_everywhere(decoder)
@@ -414,20 +385,19 @@ def test_gradients_reach_every_weight_of_the_decoder(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [10, 30])
-@pytest.mark.parametrize("build", [lambda s, i: build_encoder(s, i, LATENT, None), None])
-def test_images_that_cannot_be_halved_are_refused(kind: str, size: int, build) -> None:
-    """A crash deep inside a layer in place of a message that names the key."""
-    build = build or (lambda settings, image: build_decoder(settings, image, LATENT))
+@pytest.mark.parametrize("build", [partial(build_encoder, sde=None), build_decoder])
+def test_images_that_cannot_be_halved_are_refused(
+    kind: str, size: int, build: Callable[..., nn.Module]
+) -> None:
+    """Catches a crash deep inside a layer in place of a message that names the key."""
+    settings, image = settings_of(kind, channels=[4, 4, 4]), ImageConfig(channels=1, size=size)
     with pytest.raises(UserError, match="encoder.network: patch .* channels"):
-        build(settings_of(kind, channels=[4, 4, 4]), ImageConfig(channels=1, size=size))
-
-
-# --- presets ---------------------------------------------------------------------------------
+        build(settings, image, LATENT)
 
 
 @pytest.mark.parametrize("preset", load_config(SHIPPED).presets)
 def test_every_preset_can_be_made_small(preset: str) -> None:
-    """Small parameters for tests that no network accepts, or that drop a preset's attention."""
+    """Catches small parameters that no network accepts, or that drop a preset's attention."""
     config = tiny_config()
     chosen, sde = config.presets[preset], build_sde(config.sde)
     image, settings = chosen.data.image, chosen.encoder.network
@@ -439,11 +409,8 @@ def test_every_preset_can_be_made_small(preset: str) -> None:
     assert len(attending) == (2 if shipped.attention else 0)  # its side and the middle
 
 
-# --- time ------------------------------------------------------------------------------------
-
-
 def test_noise_level_runs_from_zero_to_a_thousand(sde: SDE) -> None:
-    """A level reversed, unbounded at t = 0, or not linear in λ where training samples."""
+    """Catches a level reversed, unbounded at t = 0, or not linear in λ where training samples."""
     t = torch.linspace(sde.t_min, 1, 300, dtype=torch.float64)
     level = noise_level(sde, t)
     slope = level.diff() / sde.log_snr(t).diff()
@@ -459,7 +426,7 @@ def test_noise_level_runs_from_zero_to_a_thousand(sde: SDE) -> None:
 
 
 def test_unit_scale(sde: SDE) -> None:
-    """VE images of size 50 fed to the network as they are."""
+    """Catches VE images of size 50 fed to the network as they are."""
     t, n = vector(0.0, 0.5, 1.0), 20_000
     noise, x_0 = normal((3, n), 0), normal((3, n), 1)
     scaled = unit_scale(sde, perturb(sde, x_0, t, noise), t)
@@ -471,7 +438,7 @@ def test_unit_scale(sde: SDE) -> None:
 
 
 def test_embedding_tells_times_apart(sde: SDE) -> None:
-    """Raw t in [0, 1] into slow sinusoids: an embedding that hardly changes with time."""
+    """Catches raw t in [0, 1] into slow sinusoids: an embedding that hardly changes with time."""
     embedding = TimeEmbedding(sde, 16).double()
     seen: list[Tensor] = []
     embedding.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -483,11 +450,8 @@ def test_embedding_tells_times_apart(sde: SDE) -> None:
     assert distances.min() > 0.1
 
 
-# --- prior -----------------------------------------------------------------------------------
-
-
 def test_prior_network_predicts_an_image(sde: SDE) -> None:
-    """Times of shape () and (batch,) answered differently, or another shape returned."""
+    """Catches times of shape () and (batch,) answered differently, or another shape returned."""
     network, x_t = unet(sde), normal((3, 2, 8, 8), 0).float()
     with torch.no_grad():
         single, batched = network(x_t, torch.tensor(0.4)), network(x_t, torch.full((3,), 0.4))
@@ -500,16 +464,14 @@ def test_prior_network_predicts_an_image(sde: SDE) -> None:
 
 
 def test_gradients_reach_every_weight_of_the_prior(sde: SDE) -> None:
-    """A block that is built and not called."""
-    network = unet(sde)
-    network(
-        normal((3, 2, 8, 8), 0).float(), torch.tensor([0.1, 0.5, 0.9])
-    ).square().sum().backward()
+    """Catches a block that is built and not called."""
+    network, x_t = unet(sde), normal((3, 2, 8, 8), 0).float()
+    network(x_t, torch.tensor([0.1, 0.5, 0.9])).square().sum().backward()
     assert all(weight.grad is not None for weight in network.parameters())
 
 
 def test_prior_refuses_images_that_cannot_be_halved(sde: SDE) -> None:
-    """A crash in a skip connection in place of a message that names the key."""
+    """Catches a crash in a skip connection in place of a message that names the key."""
     with pytest.raises(UserError, match="prior.network.channels"):
         unet(sde, size=7)
 
