@@ -7,10 +7,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from oracles import five_errors, normal
+from oracles import five_errors, normal, vector
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3
+from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -37,10 +38,16 @@ def sets(count: int = 80, other: int = 60) -> tuple[Tensor, Tensor]:
     return normal((count, 5), 0) @ mixing, 0.7 * normal((other, 5), 1) + shift
 
 
+def measured(metric: Metric, first: Tensor, second: Tensor) -> Tensor:
+    """What torchmetrics says of two sets."""
+    metric.update(first, real=True)
+    metric.update(second, real=False)
+    return metric.compute()
+
+
 def test_frechet_distance_of_commuting_gaussians() -> None:
     """Catches a lost root or cross term: for diagonal covariances d² = ‖Δμ‖² + Σ(√a − √b)²."""
-    a, b = torch.tensor([4.0, 1.0, 9.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
-    mean, other = torch.tensor([1.0, 2, 3]).double(), torch.tensor([1.0, 0, 3]).double()
+    a, b, mean, other = vector(4, 1, 9), vector(1, 1, 0), vector(1, 2, 3), vector(1, 0, 3)
     ours = quality.gaussian_frechet_distance(mean, a.diag(), other, b.diag())
     assert ours == pytest.approx(4 + (2 - 1) ** 2 + 0 + 3**2, rel=1e-12)
 
@@ -56,66 +63,55 @@ def test_frechet_distance_of_any_gaussians() -> None:
     assert ours == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_is_that_of_torchmetrics() -> None:
-    """Catches biased covariances, and moments of the two sets mixed up."""
-    first, second = sets()
-    metric = FrechetInceptionDistance(feature=AsIs())
-    metric.update(first, real=True)
-    metric.update(second, real=False)
-    assert quality.frechet_distance(first, second) == pytest.approx(
-        metric.compute().item(), rel=1e-9
-    )
+@pytest.mark.parametrize(
+    ("counts", "rounding"),
+    # Complex eigenvalues of torchmetrics' of a rank of 2 in 5 are roots of rounding: √1e-15.
+    [((80, 60), 1e-9), ((3, 4), 1e-6)],
+    ids=["usual", "fewer images than features"],
+)
+def test_frechet_distance_is_that_of_torchmetrics(
+    counts: tuple[int, int], rounding: float
+) -> None:
+    """Catches biased covariances, the two sets' moments mixed up, and NaN without full rank."""
+    first, second = sets(*counts)
+    expected = measured(FrechetInceptionDistance(feature=AsIs()), first, second).item()
+    assert quality.frechet_distance(first, second) == pytest.approx(expected, rel=rounding)
+
+
+def test_frechet_distance_to_itself_is_zero() -> None:
+    """Catches moments of another set."""
+    first, _ = sets()
     assert quality.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
-
-
-def test_fewer_images_than_features() -> None:
-    """Catches NaN where a covariance has no full rank."""
-    first, second = sets(3, 4)
-    metric = FrechetInceptionDistance(feature=AsIs())
-    metric.update(first, real=True)
-    metric.update(second, real=False)
-    # Its complex eigenvalues of a rank of 2 in 5 are roots of rounding: √1e-15.
-    assert quality.frechet_distance(first, second) == pytest.approx(
-        metric.compute().item(), rel=1e-6
-    )
 
 
 def test_kernel_distance_is_the_double_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches pairs (i, i) counted, denominators exchanged, and chunks lost."""
     monkeypatch.setattr(quality, "CHUNK", 7)
-    first, second = (x.numpy() for x in sets(20, 13))
+    first, second = sets(20, 13)
 
-    def kernel(a: np.ndarray, b: np.ndarray) -> float:
-        return (a @ b / 5 + 1) ** 3
+    def kernels(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / 5 + 1) ** 3
 
-    def within(x: np.ndarray) -> float:
-        pairs = [kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j]
-        return np.mean(pairs)
+    def within(x: Tensor) -> Tensor:
+        return kernels(x, x)[~torch.eye(len(x), dtype=torch.bool)].mean()
 
-    across = np.mean([kernel(a, b) for a in first for b in second])
-    expected = within(first) + within(second) - 2 * across
-    ours = quality.kernel_distance(torch.from_numpy(first), torch.from_numpy(second))
-    assert ours == pytest.approx(expected, rel=1e-11)
+    expected = within(first) + within(second) - 2 * kernels(first, second).mean()
+    ours = quality.kernel_distance(first, second)
+    assert ours == pytest.approx(expected.item(), rel=1e-11)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save:UserWarning")
 def test_kernel_distance_is_that_of_torchmetrics() -> None:
     """Catches another kernel than KID's."""
-    first, second = sets(60, 60)
     metric = KernelInceptionDistance(feature=AsIs(), subsets=1, subset_size=60)
-    metric.update(first, real=True)
-    metric.update(second, real=False)
-    expected = metric.compute()[0].item()
-    assert quality.kernel_distance(first, second) == pytest.approx(expected, rel=1e-6)  # float32
+    expected = measured(metric, *sets(60, 60))[0].item()
+    assert quality.kernel_distance(*sets(60, 60)) == pytest.approx(expected, rel=1e-6)  # float32
 
 
 def test_kernel_distance_is_unbiased() -> None:
     """Catches a bias: over pairs of sets of one distribution the mean is 0."""
-    values = [
-        quality.kernel_distance(normal((10, 3), 2 * s), normal((10, 3), 2 * s + 1))
-        for s in range(300)
-    ]
-    values = torch.tensor(values).double()[:, None]
+    pairs = [(normal((10, 3), 2 * s), normal((10, 3), 2 * s + 1)) for s in range(300)]
+    values = vector(*[quality.kernel_distance(*pair) for pair in pairs])[:, None]
     assert values.mean().abs() < five_errors(values)
     assert values.min() < 0
 
@@ -129,12 +125,9 @@ def test_distances_clamp() -> None:
         assert images.max() <= 1
         return images.flatten(1)
 
-    ours = quality.distances(features, y, x)
-    first, second = y.clamp(0, 1).flatten(1), x.flatten(1)
-    assert ours == (
-        quality.frechet_distance(first, second),
-        quality.kernel_distance(first, second),
-    )
+    pair = y.clamp(0, 1).flatten(1), x.flatten(1)
+    expected = (quality.frechet_distance(*pair), quality.kernel_distance(*pair))
+    assert quality.distances(features, y, x) == expected
     with pytest.raises(Unavailable, match="1 image; 2 are the least"):
         quality.distances(features, y[:1], x)
 
@@ -207,11 +200,9 @@ def test_distances_in_the_feature_space() -> None:
     """Catches features that do not tell data from noise."""
     train, x = stripes(), unit(stripes(60))
     features = quality.train_feature_classifier(train, 90, steps=60, seed=0).features
-    half, other = x[::2], x[1::2]
-    near, far = (
-        quality.distances(features, half, other),
-        quality.distances(features, torch.rand_like(half), other),
-    )
+    half = x[::2]
+    near = quality.distances(features, half, x[1::2])
+    far = quality.distances(features, torch.rand_like(half), x[1::2])
     assert all(ours < theirs for ours, theirs in zip(near, far, strict=True))
 
 
@@ -226,14 +217,8 @@ def test_labels_that_train_nothing(labels: np.ndarray | None, reason: str) -> No
         quality.train_feature_classifier(Split(stripes().images, labels), 90, steps=1, seed=0)
 
 
-def test_inception_is_for_larger_images() -> None:
-    """Catches an FID of enlarged thumbnails."""
-    with pytest.raises(Unavailable, match="images of 28 pixels are under the 32"):
-        quality.locate_inception(None, 28)
-
-
-def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a stack trace, a file left behind, or random weights where there is no network."""
+def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a stack trace, or random weights, without a network; an FID of thumbnails."""
 
     def fail(url: str, target: str, hash_prefix: str, progress: bool) -> None:
         assert (url, hash_prefix, progress) == (quality.INCEPTION.url, SHA256, False)
@@ -242,6 +227,8 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(pretrained, "download_url_to_file", fail)
     with pytest.raises(Unavailable, match="fid and kid: .*no route.*TORCH_HOME"):
         quality.locate_inception(None, 32)
+    with pytest.raises(Unavailable, match="images of 28 pixels are under the 32"):
+        quality.locate_inception(None, 28)
 
 
 def test_own_weights_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
