@@ -178,33 +178,22 @@ def test_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_stops(accelerator: Accelerator, number: signal.Signals) -> None:
-    """Catches a run that dies unsaved, goes on after the signal, or keeps the handlers."""
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    cut = Run(accelerator, objective=stopping_at(3, lambda: os.kill(os.getpid(), number)))
-    with pytest.raises(Interrupted, match=f"{number.name}; the state after step 4 of {STEPS}"):
-        cut.go()
-    assert cut.state.saved["step"] == 4
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    whole = Run(accelerator)
-    expected = whole.go()
-    again = Run(accelerator, state=cut.state)
-    assert_same(again.go().state_dict(), expected.state_dict())
-    assert_same(again.numbers(), whole.numbers())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_all_processes_saves_and_stops(
     accelerator: Accelerator, number: signal.Signals
 ) -> None:
-    """Catches workers that read ahead, die of the signal and take the run with them, unsaved.
+    """Catches a run that dies unsaved, of its workers too, goes on, or keeps the handlers.
 
-    Ctrl-C, systemd and Slurm signal every process of a run. A worker makes a difference between
-    its parent's signals and others: hence the shell.
+    Ctrl-C, systemd and Slurm signal every process of a run, workers that read ahead included. A
+    worker makes a difference between its parent's signals and others: hence the shell.
     """
     images = np.random.default_rng(0).integers(0, 256, (50, 1, 3, 1), dtype=np.uint8)
-    read = data.batches(images, 8, seed=0, flip=False, workers=1)
     others = {child.pid for child in multiprocessing.active_children()}
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def run(**given: Any) -> Run:  # noqa: ANN401
+        """With a loader that has a worker."""
+        read = data.batches(images, 8, seed=0, flip=False, workers=1)
+        return Run(accelerator, batches=lambda step: read(step).flatten(1), **given)
 
     def to_all() -> None:
         children = {child.pid for child in multiprocessing.active_children()}
@@ -214,11 +203,14 @@ def test_signal_to_all_processes_saves_and_stops(
         subprocess.run(["sh", "-c", f"kill -{number} {pids}"], check=True)
         time.sleep(0.5)  # until a dead worker would have been noticed
 
-    objective = stopping_at(3, to_all)
-    cut = Run(accelerator, batches=lambda step: read(step).flatten(1), objective=objective)
+    cut = run(objective=stopping_at(3, to_all))
     with pytest.raises(Interrupted, match=f"{number.name}; the state after step 4 of {STEPS}"):
         cut.go()
     assert cut.state.saved["step"] == 4
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    whole, again = run(), run(state=cut.state)
+    assert_same(again.go().state_dict(), whole.go().state_dict())
+    assert_same(again.numbers(), whole.numbers())
 
 
 def test_finished_state_only_returns_the_result(accelerator: Accelerator) -> None:
@@ -325,10 +317,13 @@ def test_learning_rate_is_used(accelerator: Accelerator) -> None:
     """
     linear = nn.Linear(3, 1, bias=False)
     before = linear.weight.detach().clone()
-    changes = {"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0}
-    given = {"module": linear, "changes": changes}
-    unit = lambda m, x, g: {"loss": m(torch.ones_like(x))[:, 0]}  # noqa: E731 (gradient 1)
-    Run(accelerator, objective=unit, **given).go()
+    run = Run(
+        accelerator,
+        module=linear,
+        objective=lambda m, x, g: {"loss": m(torch.ones_like(x))[:, 0]},  # gradient 1
+        changes={"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0},
+    )
+    run.go()
     moved = before - linear.weight.detach()
     # eps is 1e-8 beside a gradient of 1; rounding of weights below 1 to 2^-24
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-6, atol=2**-22)
@@ -350,9 +345,9 @@ def test_clipping(accelerator: Accelerator, scale: float) -> None:
     )
     run.go()
     given = 10 * run.state.saved["optimizer"]["state"][0]["exp_avg"]
-    length = min(5 * scale, 2.0)
     # torch divides by norm + 1e-6; the rest is float32 rounding
-    torch.testing.assert_close(given, length * direction / 5, rtol=1e-6, atol=0)
+    expected = min(5 * scale, 2.0) * direction / 5
+    torch.testing.assert_close(given, expected, rtol=1e-6, atol=0)
     assert run.rows[0][1]["gradient_norm"] == pytest.approx(5 * scale, rel=1e-6)
 
 
