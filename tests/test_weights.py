@@ -1,12 +1,13 @@
 """weights: a weights file rebuilds its network; any other file is refused by name."""
 
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from limits import disk_of
+from safetensors.torch import save_file
 from tiny import tiny_config, write_encoder, write_prior, write_vae
 from torch import nn
 
@@ -76,13 +77,11 @@ def constructed(kind: str, config: Config) -> nn.Module:
     """The network as its class makes it of the parameters."""
     preset, sde = config.selected, build_sde(config.sde)
     image, latent, settings = preset.data.image, preset.latent, preset.encoder.network
-    match kind:
-        case "prior":
-            return PriorUNet(image, preset.prior.network, sde)
-        case "encoder":
-            return build_encoder(settings, image, latent, sde)
-        case _:
-            return VAE(settings, image, latent)
+    return {
+        "prior": lambda: PriorUNet(image, preset.prior.network, sde),
+        "encoder": lambda: build_encoder(settings, image, latent, sde),
+        "vae": lambda: VAE(settings, image, latent),
+    }[kind]()
 
 
 @pytest.mark.parametrize("changes", [{}, CONV, {"sde.kind": "ve"}])
@@ -98,65 +97,46 @@ def test_a_header_builds_its_network(tmp_path: Path, kind: str, changes: dict) -
         expected = constructed(kind, config)
     assert list(built.state_dict()) == list(expected.state_dict())
     assert str(built) == str(expected)
-    for name, weight in expected.state_dict().items():
-        assert torch.equal(built.state_dict()[name], weight), name
+    torch.testing.assert_close(built.state_dict(), expected.state_dict(), rtol=0, atol=0)
     processes = {module.sde for module in built.modules() if hasattr(module, "sde")}
     assert processes == (set() if kind == "vae" else {build_sde(config.sde)})
 
 
-@pytest.mark.parametrize("wanted", LOADERS)
-@pytest.mark.parametrize("written", WRITERS)
+@pytest.mark.parametrize(("written", "wanted"), list(permutations(LOADERS, 2)))
 def test_wrong_kind(tmp_path: Path, written: str, wanted: str) -> None:
     """Catches a VAE's weights taken for an encoder's."""
     WRITERS[written](tmp_path / "w", tiny_config())
-    if written == wanted:
-        LOADERS[wanted](tmp_path / "w")
-        return
     expected = rf"w: holds {written} weights of format 2; give {wanted} weights of format 2"
     with pytest.raises(UserError, match=expected):
         LOADERS[wanted](tmp_path / "w")
 
 
-def absent(path: Path) -> None:
-    path.unlink()
-
-
-def pickled(path: Path) -> None:
-    torch.save({"weight": torch.zeros(3)}, path)
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def foreign(path: Path) -> None:
-    safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+NOT_SAFETENSORS = r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (absent, r"no such file; run the stage that writes it \(dvc repro\)"),
-        (pickled, r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"),
-        (truncated, r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"),
-        (empty, r"not a safetensors file \(.*\); give {kind} weights written by ScoreVAE"),
-        (foreign, r"carries no ScoreVAE header; give {kind} weights written by ScoreVAE"),
+        (Path.unlink, r"no such file; run the stage that writes it \(dvc repro\)"),
+        (lambda path: torch.save({"weight": torch.zeros(3)}, path), NOT_SAFETENSORS),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), NOT_SAFETENSORS),
+        (lambda path: path.write_bytes(b""), NOT_SAFETENSORS),
+        (
+            lambda path: save_file({"weight": torch.zeros(3)}, path),
+            "carries no ScoreVAE header; give {kind} weights written by ScoreVAE",
+        ),
     ],
+    ids=["absent", "pickled", "truncated", "empty", "foreign"],
 )
 @pytest.mark.parametrize("kind", LOADERS)
 def test_other_files(
-    tmp_path: Path, kind: str, damage: Callable[[Path], None], message: str
+    tmp_path: Path, kind: str, damage: Callable[[Path], object], message: str
 ) -> None:
     """Catches a traceback, or code run out of a pickle, where a user gives another file."""
     path = tmp_path / "w.safetensors"
     WRITERS[kind](path, tiny_config())
     damage(path)
-    expected = message.replace("{kind}", kind)
-    with pytest.raises(UserError, match=f"^{path}: {expected}$"):
+    with pytest.raises(UserError, match=f"^{path}: {message.replace('{kind}', kind)}$"):
         LOADERS[kind](path)
 
 
@@ -164,12 +144,9 @@ def header_of(config: Config, **changes: object) -> EncoderHeader:
     """The header of an encoder, with some entries changed."""
     preset = config.selected
     values = {
-        "image": preset.data.image,
-        "sde": config.sde,
-        "latent": preset.latent,
-        "network": preset.encoder.network,
-        "log_determinant": "full",
-    }
+        "image": preset.data.image, "sde": config.sde, "latent": preset.latent,
+        "network": preset.encoder.network, "log_determinant": "full",
+    }  # fmt: skip
     return EncoderHeader(**values | changes)
 
 
@@ -183,27 +160,18 @@ def test_other_format(tmp_path: Path) -> None:
 
 def test_header_that_does_not_fit_the_weights(tmp_path: Path) -> None:
     """Catches weights that are partly loaded, or torch's long traceback."""
-    config = tiny_config()
-    network = write_encoder(tmp_path / "e", config)
-    save_weights(tmp_path / "e", network, header_of(config, latent=5))
+    network = write_encoder(tmp_path / "e", tiny_config())
+    save_weights(tmp_path / "e", network, header_of(tiny_config(), latent=5))
     with pytest.raises(UserError, match=r"e: the weights do not fit the header \(.*\); write"):
         load_encoder(tmp_path / "e")
 
 
 def test_damaged_header(tmp_path: Path) -> None:
     """Catches a header whose entries are taken as they come."""
-    text = '{"kind": "encoder", "format": 2, "latent": "four"}'
-    metadata = {"scorevae": text}
-    safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "e", metadata=metadata)
+    metadata = {"scorevae": '{"kind": "encoder", "format": 2, "latent": "four"}'}
+    save_file({"w": torch.zeros(1)}, tmp_path / "e", metadata=metadata)
     with pytest.raises(UserError, match="e: latent: got 'four'; input should be a valid integer"):
         read_header(tmp_path / "e", EncoderHeader)
-
-
-def test_weights_replace_their_predecessor(tmp_path: Path) -> None:
-    """Catches partial files left behind, which DVC would not ignore."""
-    for _ in range(2):
-        write_vae(tmp_path / "v", tiny_config())
-    assert [p.name for p in tmp_path.iterdir()] == ["v"]
 
 
 def test_check_header() -> None:
@@ -232,8 +200,10 @@ def test_other_data_range_is_refused(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1000])
 def test_full_disk_leaves_the_former_weights(tmp_path: Path, size: int) -> None:
-    """Catches a traceback of safetensors, and good weights lost to half of the new ones."""
+    """Catches a traceback of safetensors, good weights lost to half of the new, partial files."""
+    write_prior(tmp_path / "p", tiny_config())
     network = write_prior(tmp_path / "p", tiny_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
     before = (tmp_path / "p").read_bytes()
     header = read_header(tmp_path / "p", PriorHeader)
     message = r"p: cannot be written \(.*\); free some space"
