@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pictures import listing
 
 from scorevae.errors import UserError
 from scorevae.runtime.files import lasting_folder, own_path, replacing, sha256
@@ -14,11 +15,7 @@ from scorevae.runtime.files import lasting_folder, own_path, replacing, sha256
 
 def content(folder: Path) -> dict[str, str]:
     """Every file below a folder with its text."""
-    return {
-        str(path.relative_to(folder)): path.read_text()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {name: data.decode() for name, data in listing(folder).items()}
 
 
 def test_file_is_replaced(tmp_path: Path) -> None:
@@ -42,27 +39,21 @@ def test_folder_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failure_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
-    """Catches half a file under the final name after an exception or Ctrl-C."""
-    path = tmp_path / "a.txt"
+@pytest.mark.parametrize("name", ["a.txt", "folder/a.txt"])
+def test_failure_leaves_what_was_there(
+    tmp_path: Path, name: str, error: type[BaseException]
+) -> None:
+    """Catches half of it under the final name, and an old folder removed too early."""
+    top, *below = Path(name).parts
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
+    with pytest.raises(error), replacing(tmp_path / top) as temporary:  # noqa: PT012
+        if below:
+            temporary.mkdir()
+        temporary.joinpath(*below).write_text("half")
         raise error
-    assert content(tmp_path) == {"a.txt": "old"}
-
-
-def test_failure_leaves_the_old_folder(tmp_path: Path) -> None:
-    """Catches an old folder removed before its successor is complete."""
-    path = tmp_path / "folder"
-    path.mkdir()
-    (path / "a").write_text("old")
-    with pytest.raises(ValueError, match="stop"), replacing(path) as temporary:  # noqa: PT012
-        temporary.mkdir()
-        (temporary / "a").write_text("half")
-        raise ValueError("stop")
-    assert content(tmp_path) == {"folder/a": "old"}
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert content(tmp_path) == {name: "old"}
 
 
 def dead_pid() -> int:
@@ -81,9 +72,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
         leftover.write_text("half")
     with replacing(path) as temporary:
         temporary.write_text("whole")
-    assert not dead.exists()
-    assert alive.exists()
-    assert other.exists()
+    assert [leftover.exists() for leftover in (dead, alive, other)] == [False, True, True]
 
 
 def test_folder_of_a_process_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
@@ -99,19 +88,19 @@ def test_folder_of_a_process_killed_between_two_renames_is_put_back(tmp_path: Pa
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        OSError("100 requested and 16 written"),  # NumPy's
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EDQUOT, "Disk quota exceeded"),
+        ("100 requested and 16 written",),  # NumPy's
     ],
 )
-def test_full_disk_names_the_file_and_the_remedy(tmp_path: Path, error: OSError) -> None:
-    """Catches a traceback for a full disk, and the old file lost."""
+def test_full_disk_names_the_file_and_the_remedy(tmp_path: Path, error: tuple) -> None:
+    """Catches a traceback for a full disk, a cause that is not given, and the old file lost."""
     path = tmp_path / "a.txt"
     path.write_text("old")
-    message = rf"{path}: cannot be written \(.*\); free some space"
+    message = rf"{path}: cannot be written \({error[-1]}\); free some space"
     with pytest.raises(UserError, match=message), replacing(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
-        raise error
+        raise OSError(*error)
     assert content(tmp_path) == {"a.txt": "old"}
 
 
@@ -131,22 +120,24 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
 def test_sha256_of_a_folder(tmp_path: Path) -> None:
     """Catches a fingerprint blind to content, to names, or to the folder a file is in."""
 
-    def folder(name: str, **files: str) -> str:
-        for file, text in files.items():
-            path = tmp_path / name / file.replace("__", "/")
+    def fingerprint(number: int, files: dict[str, str]) -> str:
+        for name, text in files.items():
+            path = tmp_path / str(number) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return sha256(tmp_path / name)
+        return sha256(tmp_path / str(number))
 
-    first = folder("first", a="1", b="2")
-    assert folder("same", b="2", a="1") == first
-    others = [
-        folder("content", a="1", b="3"),
-        folder("swapped", a="2", b="1"),
-        folder("name", a="1", c="2"),
-        folder("moved", a="1", sub__b="2"),
-        folder("fewer", a="1"),
+    folders = [
+        {"a": "1", "b": "2"},
+        {"b": "2", "a": "1"},  # the same
+        {"a": "1", "b": "3"},
+        {"a": "2", "b": "1"},
+        {"a": "1", "c": "2"},
+        {"a": "1", "sub/b": "2"},
+        {"a": "1"},
     ]
+    first, same, *others = [fingerprint(*folder) for folder in enumerate(folders)]
+    assert first == same
     assert len({first, *others}) == 6
 
 
