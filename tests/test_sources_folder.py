@@ -132,21 +132,15 @@ def test_shared_folders_are_ignored(
 
 
 @pytest.mark.parametrize(
-    ("train", "test"),
-    [
-        ("train", "test"),
-        ("train", "val"),
-        ("Train", "TEST"),
-        ("train", "valid"),
-        ("train", "validation"),
-    ],
+    "parts", ["train test", "train val", "Train TEST", "train valid", "train validation"]
 )
-def test_given_split_is_kept(root: Path, out: Path, train: str, test: str) -> None:
+def test_given_split_is_kept(root: Path, out: Path, parts: str) -> None:
     """Catches test images trained on, in a set that comes split."""
+    train, test = parts.split()
     names = [f"{train}/{n}" for n in PETS] + each(f"{test}/dog")
-    parts = prepared(grow(root, names), out)
-    assert held(parts) == (list(range(30)), list(range(30, 34)))
-    assert parts["test"].labels == [1] * 4  # a class of the whole set: cat, dog, owl
+    found = prepared(grow(root, names), out)
+    assert held(found) == (list(range(30)), list(range(30, 34)))
+    assert found["test"].labels == [1] * 4  # a class of the whole set: cat, dog, owl
     assert meta(out)["images"] == {"train": 30, "test": 4}
 
 

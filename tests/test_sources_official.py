@@ -560,6 +560,10 @@ class CelebA:
         else:
             (self.folder / ZIP).unlink()
 
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        return (self.folder / name).read_bytes()
+
     def publish(self, name: str, content: bytes) -> None:
         """Make another content the official one."""
         (self.folder / name).write_bytes(content)
@@ -627,50 +631,31 @@ def test_celeba_beyond_its_resolution(out: Path, faces: CelebA) -> None:
     assert "fetch" not in caught.value.message
 
 
-def cut_face(faces: CelebA) -> None:
-    """Half a file in the folder."""
-    (faces.faces / "000005.jpg").write_bytes(encoded(FACES[4])[:500])
+FIFTH = r"000005\.jpg: .*img_align_celeba\.zip"
+EMPTY_ZIP = b"PK\5\6" + bytes(18)
+DAMAGES: dict[str, tuple[bool, Callable[[CelebA], object], str]] = {
+    "cut face": (False, lambda it: os.truncate(it.faces / "000005.jpg", 500), FIFTH),
+    "no face": (False, lambda it: (it.faces / "000005.jpg").unlink(), FIFTH),
+    "empty archive": (True, lambda it: it.publish(ZIP, EMPTY_ZIP), FIFTH.replace("5", "1")),
+    "no attributes": (
+        True,
+        lambda it: it.publish(ATTRIBUTES, it.read(ATTRIBUTES)[:-40]),  # of the last two faces
+        r"list_attr_celeba\.txt: .*000006\.jpg",
+    ),
+    "no lists": (
+        True,
+        lambda it: [path.unlink() for path in it.folder.glob("*.txt")],
+        r"mine: list_eval_partition\.txt and list_attr_celeba",
+    ),
+}
 
 
-def lose_face(faces: CelebA) -> None:
-    """No such file in the folder."""
-    (faces.faces / "000005.jpg").unlink()
-
-
-def lose_packed_face(faces: CelebA) -> None:
-    """No such file in the archive."""
-    with zipfile.ZipFile(faces.folder / ZIP, "w") as archive:
-        archive.writestr(f"{FOLDER}/000002.jpg", b"")
-    faces.publish(ZIP, (faces.folder / ZIP).read_bytes())
-    faces.keep(packed=True)
-
-
-def lose_attributes(faces: CelebA) -> None:
-    """The last two faces have none."""
-    lines = (faces.folder / ATTRIBUTES).read_bytes().splitlines(keepends=True)
-    faces.publish(ATTRIBUTES, b"".join(lines[:-2]))
-
-
-def lose_lists(faces: CelebA) -> None:
-    """Only the images are there."""
-    (faces.folder / PARTITION).unlink()
-    (faces.folder / ATTRIBUTES).unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "expected"),
-    [
-        (cut_face, r"000005\.jpg: .*img_align_celeba\.zip"),
-        (lose_face, r"000005\.jpg: .*img_align_celeba\.zip"),
-        (lose_packed_face, r"000001\.jpg: .*img_align_celeba\.zip"),
-        (lose_attributes, r"list_attr_celeba\.txt: .*000006\.jpg"),
-        (lose_lists, r"mine: list_eval_partition\.txt and list_attr_celeba"),
-    ],
-)
+@pytest.mark.parametrize(("packed", "damage", "expected"), DAMAGES.values(), ids=DAMAGES)
 def test_celeba_is_complete(
-    out: Path, faces: CelebA, damage: Callable[[CelebA], None], expected: str
+    out: Path, faces: CelebA, packed: bool, damage: Callable, expected: str
 ) -> None:
     """Catches a face left out of the official split, and a KeyError or zipfile's own."""
+    faces.keep(packed=packed)
     damage(faces)
     with pytest.raises(UserError, match=expected):
         prepare(settings("celeba64", faces.folder), out)
