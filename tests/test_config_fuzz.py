@@ -6,6 +6,9 @@ No case may end in another library's exception, a hang, or a message that floods
 import copy
 import string
 from collections.abc import Iterator
+from functools import reduce
+from itertools import pairwise
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,9 @@ Key = tuple[str | int, ...]
 
 def repeatable(examples: int) -> settings:
     """The same examples in every run, however slow the machine."""
-    return settings(
-        derandomize=True,
-        deadline=None,
-        database=None,
-        max_examples=examples,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    slow = [HealthCheck.too_slow]
+    return settings(max_examples=examples, derandomize=True, deadline=None,
+                    database=None, suppress_health_check=slow)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +58,6 @@ def outcome(path: Path, content: str | bytes) -> Config | str:
         return error.message
 
 
-def leaves(tree: object, key: Key = ()) -> Iterator[tuple[Key, object]]:
-    """Every value that is no mapping, with its place."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from leaves(value, (*key, name))
-    else:
-        yield key, tree
-
-
 def places(tree: object, key: Key = ()) -> Iterator[Key]:
     """Every key, of values and of mappings."""
     if isinstance(tree, dict):
@@ -76,14 +66,21 @@ def places(tree: object, key: Key = ()) -> Iterator[Key]:
             yield from places(value, (*key, name))
 
 
-LEAVES, PLACES = [key for key, _ in leaves(TREE)], list(places(TREE))
+def at(tree: Any, key: Key) -> Any:
+    """The value or mapping under a key."""
+    return reduce(getitem, key, tree)
 
 
-def parent(tree: Any, key: Key) -> Any:
-    """What holds the last part of a key."""
-    for part in key[:-1]:
-        tree = tree[part]
+def changed(changes: dict[Key, object]) -> Any:
+    """The shipped tree with other values."""
+    tree = copy.deepcopy(TREE)
+    for key, new in changes.items():
+        at(tree, key[:-1])[key[-1]] = new
     return tree
+
+
+PLACES = list(places(TREE))
+LEAVES = [key for key in PLACES if not isinstance(at(TREE, key), dict)]
 
 
 def alike(ours: object, theirs: object) -> bool:
@@ -117,32 +114,24 @@ SCRAPS = [
 CHARACTERS = st.one_of(st.sampled_from(SCRAPS), st.text(max_size=6))
 
 
-def delete(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
-    return lines[:i] + lines[i + 1 :]
+CHANGES = ["delete", "duplicate", "swap", "indent", "insert", "insert", "value"]
 
 
-def duplicate(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
-    return [*lines[: i + 1], *lines[i:]]
-
-
-def swap(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
-    lines = list(lines)
-    lines[i], lines[j] = lines[j], lines[i]
-    return lines
-
-
-def indent(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
-    return [*lines[:i], " " * (j % 7) + lines[i].lstrip(), *lines[i + 1 :]]
-
-
-def insert(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
-    at = j % (len(lines[i]) + 1)
-    return [*lines[:i], lines[i][:at] + scrap + lines[i][at:], *lines[i + 1 :]]
-
-
-def value(lines: list[str], i: int, j: int, scrap: str) -> list[str]:
-    """Another value after the key."""
-    return [*lines[:i], lines[i].split(": ")[0] + ": " + scrap, *lines[i + 1 :]]
+def mutated(lines: list[str], change: str, i: int, j: int, scrap: str) -> list[str]:
+    """Lines of which the i-th is changed; j says with which other, or where."""
+    if change == "swap":
+        lines = list(lines)
+        lines[i], lines[j] = lines[j], lines[i]
+        return lines
+    line, column = lines[i], j % (len(lines[i]) + 1)
+    instead = {
+        "delete": [],
+        "duplicate": [line, line],
+        "indent": [" " * (j % 7) + line.lstrip()],
+        "insert": [line[:column] + scrap + line[column:]],
+        "value": [line.split(": ")[0] + ": " + scrap],
+    }
+    return [*lines[:i], *instead[change], *lines[i + 1 :]]
 
 
 @st.composite
@@ -150,9 +139,9 @@ def texts(draw: st.DrawFn) -> str:
     """The shipped text after one to three mutations of its lines."""
     lines = LINES
     for _ in range(draw(st.integers(1, 3))):
-        change = draw(st.sampled_from([delete, duplicate, swap, indent, insert, insert, value]))
+        change = draw(st.sampled_from(CHANGES))
         i, j = (draw(st.integers(0, len(lines) - 1)) for _ in range(2))
-        lines = change(lines, i, j, draw(CHARACTERS)) or [""]
+        lines = mutated(lines, change, i, j, draw(CHARACTERS)) or [""]
     return "\n".join(lines).encode(errors="replace").decode() + "\n"
 
 
@@ -199,43 +188,37 @@ def test_scalars_are_those_of_dvc(path: Path, scalar: str, key: str) -> None:
 
 # Trees
 
+NUMBERS = [2**31, 2**63 - 1, 2**63, 2**64, 10**400, -(10**400)]
+WORDS = ["vp", "ve", "no", "bf16", "cosine", "conv", "1e-05", "1e5", "x" * 9000]
 VALUES = st.recursive(
     st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-3, 70),
-        st.integers(),
-        st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 10**400, -(10**400)]),
-        st.floats(),
-        st.floats(0, 1),
-        st.text(max_size=8),
-        st.dates(),
-        st.binary(max_size=4),
-        st.sampled_from(["vp", "ve", "no", "bf16", "cosine", "conv", "1e-05", "1e5", "x" * 9000]),
+        st.none(), st.booleans(), st.integers(-3, 70), st.integers(), st.sampled_from(NUMBERS),
+        st.floats(), st.floats(0, 1), st.text(max_size=8), st.dates(), st.binary(max_size=4),
+        st.sampled_from(WORDS),
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=4)
     ),
     max_leaves=6,
-)
+)  # fmt: skip
+LINE = "not valid YAML: line "  # all that names a date, bytes, or a key that is no string
 
 
-def plain(name: Key) -> str:
-    return ".".join(map(str, name))
+def read(path: Path, tree: object) -> Config | str:
+    """What is found in a tree, written as YAML."""
+    return outcome(path, yaml.safe_dump(tree, sort_keys=False))
 
 
 @repeatable(250)
 @given(key=st.sampled_from(LEAVES), new=VALUES)
 def test_replaced_value(path: Path, key: Key, new: object) -> None:
     """Catches a value taken for another one, one that changes a second key, and one not named."""
-    tree = copy.deepcopy(TREE)
-    parent(tree, key)[key[-1]] = new
-    found = outcome(path, yaml.safe_dump(tree, sort_keys=False))
+    tree = changed({key: new})
+    found = read(path, tree)
     if isinstance(found, Config):
         assert alike(found.model_dump(), tree)
-    elif "not valid YAML: line " not in found:  # a date or bytes have no other name than the line
-        # A fault between values is reported by what holds both, and names the last part.
-        assert plain(key) in found or all(str(part) in found for part in key[-1:])
+    else:  # a fault between values is reported by what holds both, and names the last part
+        assert LINE in found or str(key[-1]) in found
 
 
 @repeatable(100)
@@ -249,18 +232,18 @@ def test_removed_and_renamed_keys(path: Path, key: Key, name: object) -> None:
     Only presets and protocols have free names, and one of each is in use.
     """
     tree = copy.deepcopy(TREE)
-    holder = parent(tree, key)
+    holder = at(tree, key[:-1])
     content = holder.pop(key[-1])
     if name is not None:
         holder[name] = content
-    found = outcome(path, yaml.safe_dump(tree, sort_keys=False))
+    found = read(path, tree)
     if tree == TREE:
         assert isinstance(found, Config)
     elif key[0] == "protocols" and len(key) == 2 and key[1] != "default":
-        assert isinstance(found, Config) or "not valid YAML: line " in found
+        assert isinstance(found, Config) or LINE in found
     else:
         assert isinstance(found, str)
-        assert str(key[-1]) in found or "not valid YAML: line " in found
+        assert str(key[-1]) in found or LINE in found
 
 
 @repeatable(60)
@@ -268,11 +251,10 @@ def test_removed_and_renamed_keys(path: Path, key: Key, name: object) -> None:
 def test_added_keys(path: Path, key: Key, name: str, new: object) -> None:
     """Catches an unknown key that is silently kept, and a name that breaks the message."""
     tree = copy.deepcopy(TREE)
-    holder = parent(tree, key)
+    holder = at(tree, key[:-1])
     known = name in holder
     holder.setdefault(name, new)
-    found = outcome(path, yaml.safe_dump(tree, sort_keys=False))
-    assert isinstance(found, Config) == known
+    assert isinstance(read(path, tree), Config) == known
 
 
 # What DVC writes
@@ -303,10 +285,7 @@ def test_what_exp_run_writes(
     }
     path.write_text(TEXT, encoding="utf-8")
     apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
-    tree = copy.deepcopy(TREE)
-    for name, new in changes.items():
-        key = tuple(name.split("."))
-        parent(tree, key)[key[-1]] = new
+    tree = changed({tuple(name.split(".")): new for name, new in changes.items()})
     assert alike(load_config(path).model_dump(), tree)
 
 
@@ -315,28 +294,30 @@ def test_what_exp_run_writes(
 
 def laughs(levels: int) -> str:
     """Lists of nine of the list before: 9^levels values in a few lines."""
-    names = string.ascii_lowercase
-    text = "a: &a [x, x, x, x, x, x, x, x, x]\n"
-    for before, name in zip(names, names[1:levels], strict=False):
-        text += f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
-    return text + f"seed: *{names[levels - 1]}\n"
+    names = string.ascii_lowercase[:levels]
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise(names)]
+    return "\n".join([*lines, f"seed: *{names[-1]}\n"])
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "text",
     [
-        laughs(20),
-        TEXT.replace("seed: 0 ", "seed: &a [*a] "),
-        TEXT.replace("    data:", "    data: &d\n      again: *d"),
-        TEXT + "x: " + "[" * 100_000,
-        TEXT + "x: " + "{a: " * 100_000,
-        TEXT + "x:\n" + "".join(" " * i + "- a:\n" for i in range(2, 2000, 2)),
-        "".join(f"key{i}: 1\n" for i in range(20_000)),
-        TEXT.replace("seed: 0 ", "seed: [" + "x," * 20_000 + "] "),
+        pytest.param(laughs(20), id="laughs"),
+        pytest.param(TEXT.replace("seed: 0 ", "seed: &a [*a] "), id="loop"),
+        pytest.param(
+            TEXT.replace("    data:", "    data: &d\n      again: *d"), id="loop of maps"
+        ),
+        pytest.param(TEXT + "x: " + "[" * 100_000, id="lists"),
+        pytest.param(TEXT + "x: " + "{a: " * 100_000, id="maps"),
+        pytest.param(
+            TEXT + "x:\n" + "".join(" " * i + "- a:\n" for i in range(2, 2000, 2)), id="blocks"
+        ),
+        pytest.param("".join(f"key{i}: 1\n" for i in range(20_000)), id="keys"),
+        pytest.param(TEXT.replace("seed: 0 ", "seed: [" + "x," * 20_000 + "] "), id="values"),
     ],
-    ids=["laughs", "loop", "loop of maps", "lists", "maps", "blocks", "keys", "values"],
-)  # fmt: skip
+)
 def test_bombs(path: Path, text: str) -> None:
     """Catches a recursion error, a hang, and a message of megabytes."""
     assert isinstance(outcome(path, text), str)
@@ -386,12 +367,12 @@ def test_depth(path: Path, depth: int) -> None:
 def test_faults_that_were_found(path: Path, old: str, new: str, expected: str | None) -> None:
     """Catches what ended in a traceback or passed, and a fault that only a network noticed."""
     assert old in TEXT
-    if expected is not None:  # LINE: where the fault was put
-        expected = expected.replace("LINE", str(TEXT[: TEXT.index(old)].count("\n") + 1))
     found = outcome(path, TEXT.replace(old, new, 1))
-    assert (found if isinstance(found, str) else None) == expected or str(found).startswith(
-        f"{path}: {expected}"
-    )
+    if expected is None:
+        assert isinstance(found, Config)
+    else:  # LINE: where the fault was put
+        line = TEXT[: TEXT.index(old)].count("\n") + 1
+        assert str(found).startswith(f"{path}: {expected.replace('LINE', str(line))}")
 
 
 @pytest.mark.parametrize(
@@ -402,11 +383,9 @@ def test_narrow_levels_cannot_attend(
     path: Path, widths: list[int], attention: list[int], fits: bool
 ) -> None:
     """Catches diffusers' division by no heads, in the middle of the network too."""
-    tree = copy.deepcopy(TREE)
-    tree["presets"]["digits"]["prior"]["network"] |= {
-        "channels": widths, "attention": attention, "groups": 4,
-    }  # fmt: skip
-    found = outcome(path, yaml.safe_dump(tree))
+    network = {"channels": widths, "attention": attention, "groups": 4}
+    place = ("presets", "digits", "prior", "network")
+    found = read(path, changed({(*place, key): new for key, new in network.items()}))
     assert isinstance(found, Config) == fits
     if not fits:
         assert "presets.digits: prior.network.channels: got 4 where the network attends" in found
