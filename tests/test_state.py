@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Timer
@@ -36,10 +36,15 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_key_follows_from_settings_and_inputs(weights: Path) -> None:
-    """Catches resuming a training with other settings, another seed, or another prior."""
+    """Catches resuming a training with other settings, seed or prior, or not from another folder.
+
+    `dvc exp run --temp` works in a folder of its own.
+    """
     config = tiny_config()
     key = state_key([0, config.sde, "phase"], [weights])
-    assert state_key([0, tiny_config().sde, "phase"], [weights]) == key
+    moved = weights.with_name("elsewhere")
+    moved.write_text(weights.read_text())
+    assert state_key([0, tiny_config().sde, "phase"], [moved]) == key
     other_sde = config.sde.model_copy(update={"t_min": 2e-3})
     others = [
         state_key([1, config.sde, "phase"], [weights]),
@@ -50,13 +55,6 @@ def test_key_follows_from_settings_and_inputs(weights: Path) -> None:
     weights.write_text("others")
     others.append(state_key([0, config.sde, "phase"], [weights]))
     assert len({key, *others}) == 6
-
-
-def test_key_ignores_where_an_input_lies(weights: Path) -> None:
-    """Catches a state lost because `dvc exp run --temp` works in another folder."""
-    moved = weights.parent / "elsewhere"
-    moved.write_text(weights.read_text())
-    assert state_key([0], [moved]) == state_key([0], [weights])
 
 
 def test_code_is_an_input_of_every_stage_with_states() -> None:
@@ -94,6 +92,9 @@ def test_state_survives_the_process() -> None:
 PHASES = ("warm_start", "objective")
 
 
+NOTHING, KEPT = [None, None], [{"step": 2}, {"step": 2}]
+
+
 def compute(key: str = "key") -> list[dict | None]:
     """A computation of two phases that succeeds; the states that it found."""
     with resumable("stage", key) as folder:
@@ -104,6 +105,11 @@ def compute(key: str = "key") -> list[dict | None]:
     return found
 
 
+def test_without_dvc_nothing_is_kept() -> None:
+    """Catches a finished training that the next one would take for its own."""
+    assert compute() == compute() == NOTHING
+
+
 @pytest.fixture
 def under_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of DVC that runs the stage; its root."""
@@ -111,12 +117,6 @@ def under_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_STAGE", "stage")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return tmp_path
-
-
-def test_without_dvc_nothing_is_kept() -> None:
-    """Catches a finished training that the next one would take for its own."""
-    assert compute() == [None, None]
-    assert compute() == [None, None]
 
 
 def test_what_did_not_end_keeps_its_states(under_dvc: Path) -> None:
@@ -131,16 +131,14 @@ def test_finished_states_serve_until_dvc_has_recorded(
 ) -> None:
     """Catches a result lost when DVC could not record it, and one used after it could."""
     lock = under_dvc / "dvc.lock"
-    entries = [{}, {"outs": [{"md5": "1"}]}, {"outs": [{"md5": "2"}]}]
-    for entry in entries:
+    for entry in ({}, {"outs": [{"md5": "1"}]}, {"outs": [{"md5": "2"}]}):
         lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"stage": entry}}))
-        assert compute() == [None, None]
+        assert compute() == NOTHING
         assert "not recorded" not in capsys.readouterr().out
-        assert compute() == compute() == [{"step": 2}, {"step": 2}]
+        assert compute() == compute() == KEPT
         assert "finished before, not recorded by DVC; used now" in capsys.readouterr().out
     lock.unlink()
-    assert compute() == [None, None]
-    assert compute() == [{"step": 2}, {"step": 2}]
+    assert [compute(), compute()] == [NOTHING, KEPT]
 
 
 def test_damaged_record_is_named(under_dvc: Path) -> None:
@@ -163,14 +161,6 @@ def test_equal_outputs_are_told_by_the_time_of_recording(under_dvc: Path) -> Non
                 folder.batches().save(slice(0, 2), torch.arange(2.0))
 
 
-def test_finished_states_do_not_serve_for_ever(under_dvc: Path) -> None:
-    """Catches a result of long ago in the place of one that was asked for."""
-    compute()
-    (finished,) = state_root().glob("stage/*/finished")
-    os.utime(finished, (0, 0))
-    assert compute() == [None, None]
-
-
 def test_full_disk_at_the_end_loses_nothing(under_dvc: Path) -> None:
     """Catches a mark that is begun and not written, and then taken for another record."""
     with resumable("stage", "key") as folder:
@@ -182,12 +172,14 @@ def test_full_disk_at_the_end_loses_nothing(under_dvc: Path) -> None:
     assert compute() == [None, {"step": 2}]
 
 
-def test_finished_states_are_kept_once(under_dvc: Path) -> None:
-    """Catches twice the disk that one finished training needs."""
+def test_finished_states_are_kept_once_and_not_for_ever(under_dvc: Path) -> None:
+    """Catches twice the disk that one training needs, and a result of long ago."""
     compute()
     (folder,) = (state_root() / "stage").iterdir()
     kept = {path.name for path in folder.iterdir()}
     assert kept == {"warm_start.pt", "objective.pt", "finished", "lock", "owner"}
+    os.utime(folder / "finished", (0, 0))
+    assert compute() == NOTHING
 
 
 def test_finished_states_are_swept_after_days(under_dvc: Path) -> None:
@@ -204,31 +196,35 @@ def test_finished_states_are_swept_after_days(under_dvc: Path) -> None:
     assert there == {"recent", "held", "unfinished"}
 
 
-def test_copy_of_the_repository_waits(
-    under_dvc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """Catches queued experiments that fail because another one trains the prior they share."""
+@pytest.fixture
+def in_a_copy(under_dvc: Path, monkeypatch: pytest.MonkeyPatch) -> FileLock:
+    """DVC runs the stage in a copy of a repository, where it has finished; the held lock."""
     compute()
-    monkeypatch.setenv("DVC_ROOT", str(under_dvc.parent))
     monkeypatch.setenv("SCOREVAE_STATE", str(state_root()))
-    (under_dvc / "dvc.lock").write_text("stages: {stage: {}}")  # of another baseline
+    monkeypatch.setenv("DVC_ROOT", str(under_dvc.parent))
     lock = FileLock(state_root() / "stage" / "key" / "lock", thread_local=False)
     lock.acquire()
-    Timer(0.2, lock.release).start()
-    assert compute() == [{"step": 2}, {"step": 2}]
+    return lock
+
+
+def test_copy_of_the_repository_waits(
+    under_dvc: Path, in_a_copy: FileLock, capsys: pytest.CaptureFixture
+) -> None:
+    """Catches queued experiments that fail because another one trains the prior they share."""
+    (under_dvc / "dvc.lock").write_text("stages: {stage: {}}")  # of another baseline
+    Timer(0.2, in_a_copy.release).start()
+    assert compute() == KEPT
     waiting = rf"waiting for process {os.getpid()}, which is at exactly this"
     assert waiting in capsys.readouterr().out
 
 
-def test_waiting_can_be_stopped(under_dvc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_can_be_stopped(in_a_copy: FileLock) -> None:
     """Catches an experiment that cannot be stopped while it waits, or takes the lock with it."""
-    compute()
-    monkeypatch.setenv("DVC_ROOT", str(under_dvc.parent))
-    lock = FileLock(state_root() / "stage" / "key" / "lock")
     Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with lock, pytest.raises(Interrupted, match="stopped by SIGTERM while waiting"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while waiting"):
         compute()
-    assert compute() == [{"step": 2}, {"step": 2}]
+    in_a_copy.release()
+    assert compute() == KEPT
 
 
 def test_second_holder_is_refused() -> None:
@@ -238,22 +234,17 @@ def test_second_holder_is_refused() -> None:
     this process stands for another process.
     """
     with resumable("stage", "key") as folder:
+        owner = folder.folder / "owner"
+        assert owner.read_text() == str(os.getpid())
         holder = rf"process {os.getpid()} .* \(kill {os.getpid()}\)"
         with pytest.raises(UserError, match=holder), resumable("stage", "key"):
             pass
-        assert (folder.folder / "owner").read_text() == str(os.getpid())
         with resumable("stage", "another"):
             pass
+        owner.unlink()  # as in the moment between locking and writing the pid
+        with pytest.raises(UserError, match="process unknown"), resumable("stage", "key"):
+            pass
     with resumable("stage", "key"):  # free again
-        pass
-
-
-def test_unknown_holder_is_refused() -> None:
-    """Catches a crash in the moment between locking and writing the pid."""
-    folder = state_root() / "stage" / "key"
-    folder.mkdir(parents=True)
-    lock = FileLock(folder / "lock")
-    with lock, pytest.raises(UserError, match="process unknown"), resumable("stage", "key"):
         pass
 
 
@@ -274,10 +265,18 @@ def saved(folder: Path, *steps: int, key: str = "key") -> StateFile:
 
 
 def test_state_before_the_last_is_kept(tmp_path: Path) -> None:
-    """Catches a single state, and more than two of them, which would fill the disk."""
+    """Catches a single state, more than two, which fill the disk, and a damaged one that is kept.
+
+    The first save after a restart would put it in place of the good one.
+    """
     state = saved(tmp_path, 1, 2, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["phase.previous.pt", "phase.pt"]
     state.path.unlink()  # as between the two renames of a save
+    assert state.load()["step"] == 2
+    state.path.write_bytes(b"damaged")
+    assert state.load()["step"] == 2
+    state.save({"step": 4})
+    state.path.unlink()
     assert state.load()["step"] == 2
 
 
@@ -285,8 +284,7 @@ def test_state_truncated_at_any_byte(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Catches a length at which torch returns something, or fails in its own way."""
     state = saved(tmp_path, 1, 2)
     whole, before = state.path.read_bytes(), state.previous.read_bytes()
-    lengths = [*range(0, len(whole), 37), *range(len(whole) - 40, len(whole))]
-    for length in lengths:
+    for length in (*range(0, len(whole), 37), *range(len(whole) - 40, len(whole))):
         state.path.write_bytes(whole[:length])
         assert state.load()["step"] == 1
         message = capsys.readouterr().out
@@ -309,46 +307,29 @@ def test_changed_byte_is_no_other_weight(tmp_path: Path, byte: int) -> None:
     assert torch.equal(loaded["weight"], torch.arange(1000.0) + loaded["step"])
 
 
-@pytest.mark.parametrize("damage", ["text", "pickle", "foreign", "list"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_text("no state at all"), ""),
+        (lambda path: torch.save({"path": path}, path), ""),
+        (lambda path: torch.save({"step": 3}, path), ""),
+        (lambda path: torch.save([1, 2], path), ""),
+        (lambda path: saved(path.parent, 3, key="theirs"), "of the training theirs, not of key"),
+    ],
+    ids=["text", "pickle", "foreign", "list", "other parameters"],
+)
 def test_what_is_no_state_is_ignored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, damage: Callable[[Path], object], reason: str
 ) -> None:
-    """Catches a restart that fails for ever, and loading code out of a pickle."""
-    state = saved(tmp_path, 3)
-    match damage:
-        case "text":
-            state.path.write_text("no state at all")
-        case "pickle":
-            torch.save({"path": tmp_path}, state.path)
-        case "foreign":
-            torch.save({"step": 3}, state.path)
-        case "list":
-            torch.save([1, 2], state.path)
+    """Catches a restart that fails for ever, code out of a pickle, weights of another training."""
+    state = StateFile(tmp_path / "phase.pt", "key")
+    damage(state.path)
     assert state.load() is None
     message = capsys.readouterr().out
-    assert f"{state.path}: state ignored" in message
+    assert f"{state.path}: state ignored ({reason}" in message
     assert message.endswith("starting from step 0\n")
     state.save({"step": 4})
     assert not state.previous.exists()
-
-
-def test_state_of_other_parameters_is_ignored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Catches weights of another experiment, from a state folder that was copied or renamed."""
-    saved(tmp_path, 3, key="theirs")
-    assert StateFile(tmp_path / "phase.pt", "ours").load() is None
-    assert "state ignored (of the training theirs, not of ours)" in capsys.readouterr().out
-
-
-def test_damaged_state_never_replaces_the_good_one(tmp_path: Path) -> None:
-    """Catches a restart whose first save throws away the one good state."""
-    state = saved(tmp_path, 1, 2)
-    state.path.write_bytes(b"damaged")
-    assert state.load()["step"] == 1
-    state.save({"step": 3})
-    state.path.unlink()
-    assert state.load()["step"] == 1
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000])
