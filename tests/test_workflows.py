@@ -5,15 +5,11 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +19,26 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from pipeline import ROOT, make_clone, stages_run
+from servers import free_port, mlflow_server
 
 from scorevae.runtime.runs import EXPERIMENT
 
 SCRIPTS = ROOT / ".github/scripts"
-WORKFLOWS = {
-    path.name: yaml.safe_load(path.read_text())
-    for path in sorted((ROOT / ".github/workflows").glob("*.yml"))
-}
-REPRODUCE = WORKFLOWS["reproduce.yml"]
-TRIGGERS = True  # the key `on`, which YAML 1.1 reads as a truth value
-STEPS = [
-    (name, step)
-    for name, workflow in WORKFLOWS.items()
-    for job in workflow["jobs"].values()
-    for step in job["steps"]
-]
-COMMANDS = [step["run"] for _, step in STEPS if "run" in step]
+TEXTS = {path.name: path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml")}
+WORKFLOWS = {name: yaml.safe_load(text) for name, text in TEXTS.items()}
+JOBS = [job for workflow in WORKFLOWS.values() for job in workflow["jobs"].values()]
+STEPS = [step for job in JOBS for step in job["steps"]]
+COMMANDS = [step["run"] for step in STEPS if "run" in step]
+TRIGGERS = WORKFLOWS["reproduce.yml"][True]  # the key `on`, a truth value in YAML 1.1
+REPRODUCE = WORKFLOWS["reproduce.yml"]["jobs"]["reproduce"]
 REPOSITORY = "team/scorevae"
+GUIDE = (ROOT / "docs/ci.md").read_text()
 
 
 def test_actions_are_pinned_by_commit() -> None:
     """Catches a tag or branch, which its owner can move, and a pin that tells no version."""
-    lines = [
-        line
-        for name in WORKFLOWS
-        for line in (ROOT / ".github/workflows" / name).read_text().splitlines()
-        if "uses:" in line
-    ]
-    assert len(lines) == sum("uses" in step for _, step in STEPS)
+    lines = [line for text in TEXTS.values() for line in text.splitlines() if "uses:" in line]
+    assert len(lines) == sum("uses" in step for step in STEPS)
     for line in lines:
         assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
 
@@ -85,10 +72,10 @@ def test_workflows_may_only_read_and_end() -> None:
     for workflow in WORKFLOWS.values():
         assert workflow["permissions"] == {"contents": "read"}
         assert "concurrency" in workflow
-        for job in workflow["jobs"].values():
-            assert "permissions" not in job
-            assert job["timeout-minutes"] > 0
-    checkouts = [step for _, step in STEPS if step.get("uses", "").startswith("actions/checkout")]
+    for job in JOBS:
+        assert "permissions" not in job
+        assert job["timeout-minutes"] > 0
+    checkouts = [step for step in STEPS if step.get("uses", "").startswith("actions/checkout")]
     assert len(checkouts) == len(WORKFLOWS)
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
@@ -103,13 +90,10 @@ def test_tests_run_on_every_supported_python() -> None:
 
 def test_guide_names_what_the_workflow_reads() -> None:
     """Catches a variable or secret that nobody is told to set, and a link that leads nowhere."""
-    text = (ROOT / "docs/ci.md").read_text()
-    read = re.findall(
-        r"\$\{\{ (?:vars|secrets)\.(\w+)", (ROOT / ".github/workflows/reproduce.yml").read_text()
-    )
+    read = re.findall(r"\$\{\{ (?:vars|secrets)\.(\w+)", TEXTS["reproduce.yml"])
     assert read
-    assert set(read) <= set(re.findall(r"`(\w+)`", text))
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
+    assert set(read) <= set(re.findall(r"`(\w+)`", GUIDE))
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", GUIDE)
     assert links
     assert [name for name in links if not (ROOT / "docs" / name).exists()] == []
 
@@ -133,9 +117,14 @@ EVENTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "event", "starts"), [entry[:3] for entry in EVENTS])
-def test_condition_of_reproduce(name: str, event: dict[str, Any], starts: bool) -> None:
-    """Catches a condition under which a fork's code reaches the machine with the GPU."""
+@pytest.mark.parametrize(("name", "event", "starts", "runs"), EVENTS)
+def test_forks_are_refused(
+    name: str, event: dict[str, Any], starts: bool, runs: bool, tmp_path: Path
+) -> None:
+    """Catches a fork's code that gets past the job's condition, or past the machine's own hook.
+
+    The hook is for a fork that brings a workflow without the condition.
+    """
     context = {"event_name": name, "repository": REPOSITORY, "event": event}
 
     def value(match: re.Match[str]) -> str:
@@ -144,28 +133,32 @@ def test_condition_of_reproduce(name: str, event: dict[str, Any], starts: bool) 
             found = found.get(part) if isinstance(found, dict) else None
         return repr(found)
 
-    expression = REPRODUCE["jobs"]["reproduce"]["if"].replace("&&", "and").replace("||", "or")
+    expression = REPRODUCE["if"].replace("&&", "and").replace("||", "or")
     assert eval(re.sub(r"github\.([\w.]+)", value, expression)) is starts
+    path = tmp_path / "event.json"
+    path.write_text(json.dumps(event))
+    done = script(
+        "refuse_forks.sh", tmp_path, GITHUB_EVENT_NAME=name, GITHUB_EVENT_PATH=str(path),
+        GITHUB_REPOSITORY=REPOSITORY,
+    )  # fmt: skip
+    assert (done.returncode == 0) is runs, done.stderr
+    assert done.stderr.startswith("" if runs else "refused: ")
 
 
 def test_triggers_of_reproduce() -> None:
     """Catches a trigger that nobody's hand is behind, and one that gives secrets to forks."""
-    assert set(REPRODUCE[TRIGGERS]) == {"workflow_dispatch", "pull_request"}
-    assert REPRODUCE[TRIGGERS]["pull_request"] == {"types": ["labeled"]}
-    assert REPRODUCE["jobs"]["reproduce"]["runs-on"] == ["self-hosted", "gpu"]
-    commands = [step.get("run", "") for step in REPRODUCE["jobs"]["reproduce"]["steps"]]
+    assert set(TRIGGERS) == {"workflow_dispatch", "pull_request"}
+    assert TRIGGERS["pull_request"] == {"types": ["labeled"]}
+    assert REPRODUCE["runs-on"] == ["self-hosted", "gpu"]
+    commands = [step.get("run", "") for step in REPRODUCE["steps"]]
     guard = commands.index(".github/scripts/refuse_forks.sh")
     assert not any(commands[:guard]), "something runs before forks are refused"
 
 
-def script(
-    name: str, folder: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
+def script(name: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run one script in a folder, with nothing of this process's environment but the PATH."""
-    return subprocess.run(
-        [SCRIPTS / name],
-        cwd=folder, env=base_environment(folder) | environment, capture_output=True, text=True,
-    )  # fmt: skip
+    full = base_environment(folder) | environment
+    return subprocess.run([SCRIPTS / name], cwd=folder, env=full, capture_output=True, text=True)
 
 
 def base_environment(home: Path) -> dict[str, str]:
@@ -182,24 +175,6 @@ def base_environment(home: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("name", "event", "runs"), [(n, e, r) for n, e, _, r in EVENTS])
-def test_hook_refuses_forks(name: str, event: dict[str, Any], runs: bool, tmp_path: Path) -> None:
-    """Catches a fork that gets past the hook with a workflow of its own."""
-    path = tmp_path / "event.json"
-    path.write_text(json.dumps(event))
-    done = script(
-        "refuse_forks.sh",
-        tmp_path,
-        {
-            "GITHUB_EVENT_NAME": name,
-            "GITHUB_EVENT_PATH": str(path),
-            "GITHUB_REPOSITORY": REPOSITORY,
-        },
-    )
-    assert (done.returncode == 0) is runs, done.stderr
-    assert done.stderr.startswith("" if runs else "refused: ")
-
-
 def link_environment(checkout: Path) -> None:
     """This process's environment as the checkout's .venv, which make then finds installed."""
     folder = checkout / ".venv"
@@ -210,13 +185,32 @@ def link_environment(checkout: Path) -> None:
         (folder / name).touch()
 
 
-def test_cuda_is_asserted(tmp_path: Path) -> None:
-    """Catches a job that would train on the CPU for days, unnoticed."""
+@pytest.mark.parametrize(
+    ("name", "environment", "message"),
+    [
+        ("reproduce.sh", {"OVERRIDES": "beta=1 --force"}, "override '--force': write key=value"),
+        ("reproduce.sh", {"OVERRIDES": "beta=0.02\n-x=1"}, "override '-x=1': write key=value"),
+        ("reproduce.sh", {"OVERRIDES": "beta"}, "override 'beta': write key=value"),
+        ("reproduce.sh", {"OVERRIDES": "other.yaml:beta=1"},
+         "override 'other.yaml:beta=1': write key=value"),
+        ("reproduce.sh", {"NAME": "--temp"}, "name '--temp': use letters"),
+        ("reproduce.sh", {"NAME": "a;b"}, "name 'a;b': use letters"),
+        ("assert_cuda.sh", {}, "no CUDA device for PyTorch (?s:.)*nvidia-smi"),
+        ("prepare.sh", {"SCOREVAE_HOME": "./kept"}, ".* is inside the checkout"),
+    ],
+)  # fmt: skip
+def test_job_is_refused(
+    name: str, environment: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    """Catches inputs taken for orders, days of training on a CPU, and state in the checkout.
+
+    DVC or the shell would take them so; the next job's checkout would delete the state.
+    """
     link_environment(tmp_path)
-    done = script("assert_cuda.sh", tmp_path, {})
+    done = script(name, tmp_path, **environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("no CUDA device for PyTorch ")
-    assert "nvidia-smi" in done.stderr
+    assert re.match(message, done.stderr), done.stderr
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.gpu
@@ -224,37 +218,9 @@ def test_cuda_is_asserted(tmp_path: Path) -> None:
 def test_cuda_is_found(tmp_path: Path) -> None:
     """Catches a job that refuses a machine that could do it."""
     link_environment(tmp_path)
-    done = script("assert_cuda.sh", tmp_path, {"CUDA_VISIBLE_DEVICES": "0"})
+    done = script("assert_cuda.sh", tmp_path, CUDA_VISIBLE_DEVICES="0")
     assert done.returncode == 0, done.stderr
     assert torch.cuda.get_device_name(0) in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("OVERRIDES", "beta=0.02 --force", "override '--force': write key=value"),
-        ("OVERRIDES", "beta=0.02\n-x=1", "override '-x=1': write key=value"),
-        ("OVERRIDES", "beta", "override 'beta': write key=value"),
-        ("OVERRIDES", "other.yaml:beta=1", "override 'other.yaml:beta=1': write key=value"),
-        ("NAME", "--temp", "name '--temp': use letters"),
-        ("NAME", "a;b", "name 'a;b': use letters"),
-    ],
-)
-def test_inputs_are_data_not_options(
-    variable: str, value: str, message: str, tmp_path: Path
-) -> None:
-    """Catches an input of the workflow that DVC or the shell would take for an order."""
-    done = script("reproduce.sh", tmp_path, {variable: value})
-    assert done.returncode == 1
-    assert done.stderr.startswith(message)
-
-
-def test_home_inside_the_checkout_is_refused(tmp_path: Path) -> None:
-    """Catches state that the next job's checkout deletes."""
-    done = script("prepare.sh", tmp_path, {"SCOREVAE_HOME": str(tmp_path / "kept")})
-    assert done.returncode == 1
-    assert "is inside the checkout" in done.stderr
-    assert not (tmp_path / "kept").exists()
 
 
 def prepare(checkout: Path, kept: Path) -> None:
@@ -263,9 +229,7 @@ def prepare(checkout: Path, kept: Path) -> None:
     (checkout / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     link_environment(checkout)
     variables = checkout / "variables"
-    done = script(
-        "prepare.sh", checkout, {"SCOREVAE_HOME": str(kept), "GITHUB_ENV": str(variables)}
-    )
+    done = script("prepare.sh", checkout, SCOREVAE_HOME=str(kept), GITHUB_ENV=str(variables))
     assert done.returncode == 0, done.stderr
     assert f"MLFLOW_TRACKING_URI=sqlite:///{kept}/mlflow.db\n" in variables.read_text()
     # MLflow keeps a connection to a file that was moved away.
@@ -320,18 +284,12 @@ class Runner:
     """A self-hosted runner, as far as the commands of reproduce.yml can tell."""
 
     def __init__(self, folder: Path, upstream: Path, values: dict[str, str]) -> None:
-        self.checkout = folder / "work/scorevae"
-        self.kept = folder / "kept"
-        self.summary = folder / "summary.md"
-        event = folder / "event.json"
+        self.checkout, self.kept = folder / "work/scorevae", folder / "kept"
+        self.summary, event = folder / "summary.md", folder / "event.json"
         event.write_text(json.dumps({"inputs": {}}))
-        expressions = {
-            match
-            for step in REPRODUCE["jobs"]["reproduce"]["steps"]
-            for text in step.get("env", {}).values()
-            for match in re.findall(r"\$\{\{ (.*?) \}\}", text)
-        }
-        assert set(values) <= expressions, "an expression that the workflow does not use"
+        texts = [text for step in REPRODUCE["steps"] for text in step.get("env", {}).values()]
+        expressions = re.findall(r"\$\{\{ (.*?) \}\}", "\n".join(texts))
+        assert set(values) <= set(expressions), "an expression that the workflow does not use"
         self._values = dict.fromkeys(expressions, "") | values
         self._variables = folder / "env"
         self._upstream = upstream
@@ -374,7 +332,7 @@ class Runner:
 
     def run(self, first: str, last: str, log: Path) -> str:
         """Run the steps from one script to another; what the last one said. Without CUDA."""
-        steps = REPRODUCE["jobs"]["reproduce"]["steps"]
+        steps = REPRODUCE["steps"]
         commands = [step.get("run", "") for step in steps]
         chosen = slice(*(commands.index(f".github/scripts/{name}") for name in (first, last)))
         for step in [*steps[chosen], steps[chosen.stop]]:
@@ -384,52 +342,20 @@ class Runner:
 
     def artifact(self) -> list[Path]:
         """The files that the workflow uploads."""
-        (upload,) = (s for n, s in STEPS if "upload-artifact" in s.get("uses", ""))
+        (upload,) = (s for s in STEPS if "upload-artifact" in s.get("uses", ""))
         return [self.checkout / name for name in upload["with"]["path"].split()]
 
 
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """The server that docs/ci.md tells people to start, on a free port; its address."""
-    text = (ROOT / "docs/ci.md").read_text()
-    (command,) = re.findall(r"```sh\n(mlflow server .*?)```", text, re.DOTALL)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert "--port 5000" in command
-    here = Path(sys.executable).parent
+def server_of_the_guide(folder: Path, port: int) -> AbstractContextManager[Any]:
+    """The server that docs/ci.md tells people to start, on a free port."""
+    (text,) = re.findall(r"```sh\n(mlflow server .*?)```", GUIDE, re.DOTALL)
+    assert "--port 5000" in text
     environment = base_environment(folder) | {"SCOREVAE_HOME": str(folder)}
-    environment["PATH"] = f"{here}{os.pathsep}{environment['PATH']}"
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            ["bash", "-c", command.replace("5000", str(port))],
-            cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 240
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = ["bash", "-c", text.replace("5000", str(port))]
+    return mlflow_server(command, port, folder, environment)
 
 
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-STEP = {step["run"]: step for name, step in STEPS if name == "reproduce.yml" and "run" in step}
 PRIOR_STEPS = 150  # a few seconds: long enough to be killed in
 
 
@@ -455,7 +381,9 @@ def test_steps_of_reproduce(
     clone = make_clone(tmp_path, empty_database, **settings)
     clone.run("dvc", "remote", "add", "--quiet", "--default", "storage", str(remote))
     clone.commit()
-    with mlflow_server(folder) as address:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with server_of_the_guide(folder, port):
         values = {
             "inputs.overrides": "beta=0.02\n presets.digits.latent=5",
             "vars.MLFLOW_TRACKING_URI": address,
@@ -464,9 +392,8 @@ def test_steps_of_reproduce(
         runner = Runner(folder, clone.folder, values)
         runner.check_out()
         runner.run("refuse_forks.sh", "prepare.sh", log)
-        dying = runner.start(
-            STEP[".github/scripts/reproduce.sh"], log, SCOREVAE_SAVE_SECONDS="0.1"
-        )
+        (step,) = (s for s in REPRODUCE["steps"] if "reproduce.sh" in s.get("run", ""))
+        dying = runner.start(step, log, SCOREVAE_SAVE_SECONDS="0.1")
         while not list(runner.kept.glob("state/train_prior/*/*.pt")):
             assert dying.poll() is None, log.read_text()
             time.sleep(0.05)
@@ -478,11 +405,8 @@ def test_steps_of_reproduce(
         assert re.search(rf"train_prior/prior: resuming at \d+ of {PRIOR_STEPS}", output), output
         assert "download" not in stages_run(output)
         assert [path for path in runner.artifact() if not path.exists()] == []
-        kept = {
-            str(path.relative_to(runner.checkout)): path.read_bytes()
-            for path in runner.artifact()
-            if path.is_file()
-        }
+        files = [path for path in runner.artifact() if path.is_file()]
+        kept = {str(path.relative_to(runner.checkout)): path.read_bytes() for path in files}
         runner.run("summary.sh", "push.sh", log)
         runner.check_out()
         assert stages_run(runner.run("prepare.sh", "reproduce.sh", log)) == []
