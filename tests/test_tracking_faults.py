@@ -3,9 +3,7 @@
 Each fault is real and outside of the stage's process. What it may cost is the curves in MLflow.
 """
 
-import contextlib
 import csv
-import http.server
 import os
 import re
 import shutil
@@ -14,38 +12,35 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
+from pipeline import ROOT
+from servers import PATIENCE, free_port, mlflow_server, refusing_all
 from tiny import tiny_config, tiny_params, write_params
 
 from scorevae.data.sources.prepare import prepare
 from scorevae.runtime.runs import EXPERIMENT
 from scorevae.runtime.tracking import FLUSH_SECONDS
 
-ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS, CURVE = "models/digits/vae.safetensors", "results/curves/vae.csv"
-WARNING = "warning: MLflow {} stopped ("
 REMEDY = (
     "); the files in results/ hold every number, and "
     "`python -m scorevae.commands.sync` records them later"
 )
-# Seconds of work, of which a crowded machine makes minutes; only waiting for ever is to be caught.
-PATIENCE = 900.0
 # From the writing of the weights to the end of the process: the bound, and what Python needs.
 ENDING = FLUSH_SECONDS + 60.0
 TRAINING = "presets.digits.vae.training"
 LONG = {f"{TRAINING}.steps": 2000, f"{TRAINING}.log_every": 20, f"{TRAINING}.validate_every": 500}
 
 Fault = Callable[[Path], AbstractContextManager[str]]
+Points = list[tuple[str, int, float]]  # metric, step, value
 
 
 class Ended(NamedTuple):
@@ -54,13 +49,13 @@ class Ended(NamedTuple):
     output: str
     warnings: list[str]
     weights: bytes
-    curve: list[dict[str, str]]
+    points: Points  # of its curve
 
 
-def environment(folder: Path, uri: str) -> dict[str, str]:
-    """That of a user without DVC whose state and tracking lie in the folder."""
+def start(folder: Path, uri: str, *command: str) -> "subprocess.Popen[str]":
+    """Python as a user without DVC runs it whose state and tracking lie in the folder."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    return own | {
+    environment = own | {
         "SCOREVAE_STATE": str(folder / "state"),
         "MLFLOW_TRACKING_URI": uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -68,19 +63,21 @@ def environment(folder: Path, uri: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
     }
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=pipe,
+        stderr=pipe,
+    )
 
 
 def start_stage(folder: Path, uri: str) -> "subprocess.Popen[str]":
     """The VAE's training as dvc.yaml calls it."""
     arguments = ["--data", str(folder.parent / "data"), "--output", WEIGHTS, "--curve", CURVE]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "stages/train_vae_baseline.py"), *arguments],
-        cwd=folder,
-        env=environment(folder, uri),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start(folder, uri, str(ROOT / "stages/train_vae_baseline.py"), *arguments)
 
 
 def finish(folder: Path, stage: "subprocess.Popen[str]") -> Ended:
@@ -91,27 +88,38 @@ def finish(folder: Path, stage: "subprocess.Popen[str]") -> Ended:
         stage.kill()
     assert stage.returncode == 0, errors
     assert time.time() - (folder / WEIGHTS).stat().st_mtime < ENDING
-    with (folder / CURVE).open(newline="") as file:
-        curve = list(csv.DictReader(file))
-    return Ended(output, errors.splitlines(), (folder / WEIGHTS).read_bytes(), curve)
+    points = points_of(folder / CURVE)
+    return Ended(output, errors.splitlines(), (folder / WEIGHTS).read_bytes(), points)
 
 
-def without_seconds(curve: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The numbers of a curve that are the same in every run."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in curve]
+def points_of(curve: Path) -> Points:
+    """What a curve file says that MLflow should hold."""
+    with curve.open(newline="") as file:
+        return [
+            (f"{row['phase']}/{name}", int(row["step"]), float(value))
+            for row in csv.DictReader(file)
+            for name, value in row.items()
+            if name not in ("phase", "step") and value
+        ]
 
 
-def check_undisturbed(ended: Ended, undisturbed: Ended) -> None:
+def check_undisturbed(ended: Ended, undisturbed: Ended, kind: str, reason: str) -> None:
     """Nothing but the one warning tells a disturbed run from an undisturbed one."""
     assert ended.weights == undisturbed.weights
-    assert without_seconds(ended.curve) == without_seconds(undisturbed.curve)
+    # Seconds alone differ from run to run.
+    numbers, expected = (
+        [(k, step, "" if k.endswith("/seconds") else value) for k, step, value in stage.points]
+        for stage in (ended, undisturbed)
+    )
+    assert numbers == expected
     assert ended.output == undisturbed.output
-    assert len(ended.warnings) == 1, ended.warnings
-    assert ended.warnings[0].endswith(REMEDY)
+    (warning,) = ended.warnings
+    assert re.match(rf"warning: MLflow {kind} stopped \(.*({reason})", warning), warning
+    assert warning.endswith(REMEDY)
 
 
-def histories(uri: str) -> list[tuple[str, int, float]]:
-    """Metric, step and value of each point of the one run of the stage."""
+def histories(uri: str) -> Points:
+    """The points of the one run of the stage."""
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'train_vae_baseline'")
@@ -120,28 +128,13 @@ def histories(uri: str) -> list[tuple[str, int, float]]:
     return sorted((p.key, p.step, p.value) for p in points)
 
 
-def points_of(curve: list[dict[str, str]]) -> list[tuple[str, int, float]]:
-    """What a curve file says that MLflow should hold."""
-    return sorted(
-        (f"{row['phase']}/{name}", int(row["step"]), float(value))
-        for row in curve
-        for name, value in row.items()
-        if name not in ("phase", "step") and value
-    )
-
-
 def sync(folder: Path, uri: str) -> str:
     """What the command prints, which must succeed and warn of nothing."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-m", "scorevae.commands.sync"],
-        cwd=folder,
-        env=environment(folder, uri),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return done.stdout
+    command = ("-W", "error::RuntimeWarning", "-m", "scorevae.commands.sync")
+    done = start(folder, uri, *command)
+    output, errors = done.communicate(timeout=PATIENCE)
+    assert (done.returncode, errors) == (0, ""), output + errors
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -176,41 +169,15 @@ def undisturbed(home: Path) -> Ended:
 
 
 @contextmanager
-def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a small server."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@contextmanager
 def refusing(_: Path) -> Iterator[str]:
     """Nothing listens."""
     yield f"http://127.0.0.1:{free_port()}"
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @contextmanager
 def broken(_: Path) -> Iterator[str]:
     """Every request ends in an internal error."""
-
-    class Broken(http.server.BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.send_error(500)
-
-        do_GET = do_POST = answer
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with served(Broken) as uri:
+    with refusing_all(500) as (uri, _):
         yield uri
 
 
@@ -226,7 +193,7 @@ def hanging(_: Path) -> Iterator[str]:
 @contextmanager
 def database_locked(folder: Path) -> Iterator[str]:
     """This process is in an exclusive transaction."""
-    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield database(folder)
 
@@ -263,25 +230,23 @@ def test_stage_survives(home: Path, undisturbed: Ended, fault: Fault, reason: st
     folder = new_folder(home, fault.__name__)
     with fault(folder) as uri:
         ended = finish(folder, start_stage(folder, uri))
-    check_undisturbed(ended, undisturbed)
-    assert ended.warnings[0].startswith(WARNING.format("tracking"))
-    assert re.search(reason, ended.warnings[0]), ended.warnings[0]
-    wanted = points_of(ended.curve)
+    check_undisturbed(ended, undisturbed, "tracking", reason)
+    total = len(ended.points)
     output = sync(folder, database(folder))
-    assert f"train_vae_baseline: {len(wanted)} of {len(wanted)} points in a new run" in output
-    assert histories(database(folder)) == wanted
+    assert f"train_vae_baseline: {total} of {total} points in a new run" in output
+    assert histories(database(folder)) == sorted(ended.points)
 
 
 @contextmanager
-def artifacts_below_a_file(folder: Path) -> Iterator[None]:
+def artifacts_below_a_file(folder: Path) -> Iterator[str]:
     """No folder can be made there."""
     (folder / "mlartifacts").write_text("in the way")
-    yield
+    yield database(folder)
     (folder / "mlartifacts").unlink()
 
 
 @contextmanager
-def artifacts_on_a_full_disk(folder: Path) -> Iterator[None]:
+def artifacts_on_a_full_disk(folder: Path) -> Iterator[str]:
     """A file system of 64 KiB that holds 64 KiB."""
     mounted = folder / "mlartifacts"
     mounted.mkdir()
@@ -294,10 +259,10 @@ def artifacts_on_a_full_disk(folder: Path) -> Iterator[None]:
         pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
     try:
         filler = mounted / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+        with suppress(OSError), filler.open("wb", 0) as file:
             while True:
                 file.write(bytes(4096))
-        yield
+        yield database(folder)
         filler.unlink()
     finally:
         subprocess.run(["umount", str(mounted)], check=True)
@@ -309,57 +274,30 @@ def artifacts_on_a_full_disk(folder: Path) -> Iterator[None]:
     [(artifacts_below_a_file, "Not a directory"), (artifacts_on_a_full_disk, "No space left")],
 )
 def test_numbers_arrive_without_artifacts(
-    home: Path, undisturbed: Ended, fault: Callable[[Path], Any], reason: str
+    home: Path, undisturbed: Ended, fault: Fault, reason: str
 ) -> None:
     """Catches a full disk under the artifacts that costs the curve, and one told for each file."""
     folder = new_folder(home, fault.__name__)
-    with fault(folder):
-        ended = finish(folder, start_stage(folder, database(folder)))
-        check_undisturbed(ended, undisturbed)
-        assert ended.warnings[0].startswith(WARNING.format("artifacts"))
-        assert reason in ended.warnings[0]
-        assert histories(database(folder)) == points_of(ended.curve)
-    output = sync(folder, database(folder))
-    total = len(points_of(ended.curve))
-    assert f"train_vae_baseline: 0 of {total} points to run " in output
-    assert "nothing to add" in sync(folder, database(folder))
-    assert histories(database(folder)) == points_of(ended.curve)
+    with fault(folder) as uri:
+        ended = finish(folder, start_stage(folder, uri))
+        check_undisturbed(ended, undisturbed, "artifacts", reason)
+        assert histories(uri) == sorted(ended.points)
+    assert f"train_vae_baseline: 0 of {len(ended.points)} points to run " in sync(folder, uri)
+    assert "nothing to add" in sync(folder, uri)
+    assert histories(uri) == sorted(ended.points)
 
 
-@contextmanager
-def real_server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """``mlflow server`` on a database, once it answers; it and its workers are killed."""
+def real_server(folder: Path, port: int) -> AbstractContextManager["subprocess.Popen[bytes]"]:
+    """``mlflow server`` on a folder's database."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", str(port), "--backend-store-uri", database(folder)]
     command += ["--artifacts-destination", str(folder / "served")]
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "mlflow server does not start"
-            time.sleep(0.2)
-        yield server
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait(60)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
+    return mlflow_server(command, port, folder)
 
 
 def points_recorded(folder: Path) -> int:
     """How many points the database holds."""
-    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         return int(connection.execute("SELECT count(*) FROM metrics").fetchone()[0])
 
 
@@ -382,25 +320,23 @@ def test_server_killed_in_mid_training(home: Path) -> None:
         killed_at = time.time()
     ended = finish(folder, stage)
     assert killed_at < (folder / WEIGHTS).stat().st_mtime, "the training was over by then"
-    check_undisturbed(ended, undisturbed)
-    before, wanted = points_recorded(folder), points_of(ended.curve)
-    assert 10 <= before < len(wanted)
+    check_undisturbed(ended, undisturbed, r"\w+", "")
+    before, total = points_recorded(folder), len(ended.points)
+    assert 10 <= before < total
     with real_server(folder, port):
-        output = sync(folder, uri)
-        assert f"{len(wanted) - before} of {len(wanted)} points to run " in output
-        assert histories(uri) == wanted
+        assert f"{total - before} of {total} points to run " in sync(folder, uri)
+        assert histories(uri) == sorted(ended.points)
         assert "nothing to add" in sync(folder, uri)
-        assert histories(uri) == wanted
+        assert histories(uri) == sorted(ended.points)
 
 
 @pytest.mark.slow
 def test_synced_histories_are_those_of_the_live_run(home: Path, undisturbed: Ended) -> None:
     """Catches a synced run that a comparison page draws otherwise than the stage's own."""
-    folder = home / "undisturbed"
+    folder, other = home / "undisturbed", f"sqlite:///{home / 'other.db'}"
     live = histories(database(folder))
-    assert live == points_of(undisturbed.curve)
+    assert live == sorted(undisturbed.points)
     assert "nothing to add" in sync(folder, database(folder))
-    other = home / "other.db"
-    other.write_bytes((home / "empty.db").read_bytes())
-    sync(folder, f"sqlite:///{other}")
-    assert histories(f"sqlite:///{other}") == live
+    shutil.copy(home / "empty.db", home / "other.db")
+    sync(folder, other)
+    assert histories(other) == live
