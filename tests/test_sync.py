@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 from tiny import tiny_config, tiny_params, write_params
 
 from scorevae.commands import sync
@@ -20,18 +20,23 @@ from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
 
+START = 1_700_000_000_000  # of the training, in milliseconds since 1970
+
 # Two rows at one step, a NaN, an infinity; the last step is the tiny settings' (tests/tiny.py).
 ROWS = {
     "train_prior": ("prior", [
-        ("prior", 2, {"loss": 0.5, "gradient_norm": math.inf, "seconds": 1.0}),
-        ("prior", 2, {"test_loss": 0.1 + 0.2, "seconds": 1.5}),
-        ("prior", 4, {"loss": math.nan, "gradient_norm": 1e-30, "seconds": 3.0}),
+        ("prior", 2, {"loss": 0.5, "gradient_norm": math.inf, "seconds": 1.0, "timestamp": START}),
+        ("prior", 2, {"test_loss": 0.1 + 0.2, "seconds": 1.5, "timestamp": START + 500}),
+        ("prior", 4, {"loss": math.nan, "gradient_norm": 1e-30, "seconds": 3.0,
+                      "timestamp": START + 2000}),
     ]),
-    "train_vae_baseline": ("vae", [("vae", 4, {"loss": 7.0, "seconds": 2.0})]),
+    "train_vae_baseline": ("vae", [
+        ("vae", 4, {"loss": 7.0, "seconds": 2.0, "timestamp": START + 5000}),
+    ]),
     "train_encoder": ("encoder", [
-        ("warm_start", 4, {"loss": 1.0, "seconds": 10.0}),
-        ("objective", 2, {"loss": 2.0, "seconds": 1.0}),
-        ("objective", 4, {"loss": 3.0, "seconds": 4.0}),
+        ("warm_start", 4, {"loss": 1.0, "seconds": 10.0, "timestamp": START + 20_000}),
+        ("objective", 2, {"loss": 2.0, "seconds": 1.0, "timestamp": START + 21_000}),
+        ("objective", 4, {"loss": 3.0, "seconds": 4.0, "timestamp": START + 24_000}),
     ]),
 }  # fmt: skip
 NUMBERS = {"scorevae": {"l2": 1.25, "lpips": None, "active_units": 3}, "vae": {"l2": 1 / 3}}
@@ -72,8 +77,8 @@ def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate")) -> None:
                 tracker.headline(evaluation.headline(NUMBERS), figures)
                 continue
             name, rows = ROWS[stage]
-            for phase, step, numbers in rows:
-                tracker.record(step, numbers, prefix=f"{phase}/")
+            for row in rows:
+                tracker.record(*row)
             tracker.artifact(Path(f"results/curves/{name}.csv"))
 
 
@@ -125,7 +130,9 @@ def recorded(folder: Path) -> dict[str, object]:
     for run in runs(folder):
         folders = [None, "figures"]
         files = [f.path for at in folders for f in server.list_artifacts(run.info.run_id, at)]
-        content = (run.info.status, run.data.params, history(folder, run), sorted(files))
+        times = "stage" in run.data.tags  # a headline's is when it was recorded
+        points = history(folder, run, times=times)
+        content = (run.info.status, run.data.params, points, sorted(files))
         assert run.info.run_name not in found, "two runs of one stage"
         found[run.info.run_name] = content
     return found
@@ -179,7 +186,7 @@ def test_partial_child_is_completed(workspace: Path) -> None:
     """Catches a second run beside the one whose server died, and points doubled there."""
     phase, step, numbers = ROWS["train_prior"][1][0]
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record(step, numbers, prefix=f"{phase}/")
+        tracker.record(phase, step, numbers)
     (before,) = children(workspace, "train_prior")
     assert "train_prior: 5 of 8 points to run" in succeed()
     (after,) = children(workspace, "train_prior")
@@ -188,11 +195,21 @@ def test_partial_child_is_completed(workspace: Path) -> None:
     assert len(points) == len(set(points)) == 8
 
 
-def test_another_attempt_is_left_alone(workspace: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "numbers"),
+    [
+        (3, {"loss": 0.75, "timestamp": START + 700}),  # killed, and resumed at an earlier step
+        (4, {"loss": 0.25, "timestamp": START + 1900}),
+        (2, {"foreign": 0.5, "timestamp": START}),
+    ],
+)
+def test_another_attempt_is_left_alone(
+    workspace: Path, step: int, numbers: dict[str, float]
+) -> None:
     """Catches the points of a killed attempt mixed with those of the one that finished."""
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record(2, {"loss": 0.5, "seconds": 1.0}, prefix="prior/")
-        tracker.record(3, {"loss": 0.75}, prefix="prior/")
+        tracker.record(*ROWS["train_prior"][1][0])
+        tracker.record("prior", step, numbers)
     (attempt,) = children(workspace, "train_prior")
     state = history(workspace, attempt, times=True)
     succeed()
@@ -203,15 +220,25 @@ def test_another_attempt_is_left_alone(workspace: Path) -> None:
     assert len(history(workspace, other)) == 8
 
 
-def test_the_fuller_of_two_attempts_is_completed(workspace: Path) -> None:
-    """Catches an empty run that is filled although another lacks one point."""
-    for count in (2, 0):
+def test_newest_of_two_attempts_is_completed(workspace: Path) -> None:
+    """Catches a killed attempt completed beside the one that resumed it; an empty one filled."""
+    for count in (1, 2, 0):
         with track("train_prior", tiny_config()) as tracker:
-            for phase, step, numbers in ROWS["train_prior"][1][:count]:
-                tracker.record(step, numbers, prefix=f"{phase}/")
+            for row in ROWS["train_prior"][1][:count]:
+                tracker.record(*row)
     succeed()
-    fuller, empty = children(workspace, "train_prior")
-    assert (len(history(workspace, fuller)), len(history(workspace, empty))) == (8, 0)
+    found = children(workspace, "train_prior")
+    assert [len(history(workspace, run)) for run in found] == [3, 8, 0]
+
+
+def test_run_that_lost_its_server_before_the_first_point_is_filled(workspace: Path) -> None:
+    """Catches a second run beside an empty one of the same execution."""
+    with track("train_prior", tiny_config()):
+        pass
+    succeed()
+    (child,) = children(workspace, "train_prior")
+    assert len(history(workspace, child)) == 8
+    assert "nothing to add" in succeed()
 
 
 def test_truncated_artifact_is_replaced(workspace: Path) -> None:
@@ -242,14 +269,11 @@ def test_flat_metrics_are_those_of_evaluate(workspace: Path) -> None:
 
 def test_times_are_those_of_the_training(workspace: Path) -> None:
     """Catches curves drawn at the time of sync, and phases on top of each other."""
-    path = workspace / "results/curves/encoder.csv"
-    points = sync.read_curve(path)
-    start = path.stat().st_mtime - 14.0  # 10 s of warm start, 4 s of the objective
-    losses = [time for name, _, time, _ in points if name.endswith("/loss")]
-    assert losses == [int(1000 * (start + seconds)) for seconds in (10.0, 11.0, 14.0)]
     succeed()
     (child,) = children(workspace, "train_encoder")
-    assert (child.info.start_time, child.info.end_time) == (losses[0], losses[-1])
+    times = {time for *_, time in history(workspace, child, times=True)}
+    assert times == {START + 20_000, START + 21_000, START + 24_000}
+    assert (child.info.start_time, child.info.end_time) == (min(times), max(times))
 
 
 def test_commits_made_since_begin_no_other_run(
@@ -275,7 +299,7 @@ def test_run_of_a_former_commit_is_completed(
     run_live(("train_prior",))
     phase, step, numbers = ROWS["train_vae_baseline"][1][0]
     with track("train_vae_baseline", tiny_config()) as tracker:
-        tracker.record(step, {"loss": numbers["loss"]}, prefix=f"{phase}/")
+        tracker.record(phase, step, {k: v for k, v in numbers.items() if k != "seconds"})
     commit(monkeypatch, "b")
     lines = succeed().splitlines()
     (vae,) = children(workspace, "train_vae_baseline")
@@ -356,7 +380,7 @@ def test_others_with_the_same_parameters_are_left_alone(
     """Catches a curve that lands in the run of another, who trains or trained the same thing."""
     commit(monkeypatch, "a")
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record(2, {"loss": 0.75}, prefix="prior/")
+        tracker.record("prior", 2, {"loss": 0.75, "timestamp": START - 1})
     with track("train_encoder", tiny_config()):
         pass
     commit(monkeypatch, "b")
@@ -375,6 +399,41 @@ def test_others_with_the_same_parameters_are_left_alone(
         if run.data.tags.get("mlflow.parentRunId") == own.info.run_id
     ]
     assert sorted(stages) == sorted(ROWS)
+
+
+def test_equal_numbers_of_another_training_are_not_mine(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an evaluation that is not recorded because somebody else's has the same numbers."""
+    commit(monkeypatch, "a")
+    with pytest.MonkeyPatch.context() as patch:
+        for stage, (name, rows) in ROWS.items():
+            later = [(p, s, n | {"timestamp": n["timestamp"] + 1}) for p, s, n in rows]
+            patch.setitem(ROWS, stage, (name, later))
+        run_live()
+    state = everything(workspace)
+    commit(monkeypatch, "b")
+    succeed()
+    theirs, mine = [run for run in runs(workspace) if PARENT_TAG in run.data.tags]
+    assert mine.data.metrics == theirs.data.metrics
+    assert len(children(workspace, "train_prior")) == 2
+    client(workspace).delete_run(mine.info.run_id)
+    for run in runs(workspace):
+        if run.data.tags.get("mlflow.parentRunId") == mine.info.run_id:
+            client(workspace).delete_run(run.info.run_id)
+    assert everything(workspace)[:2] == state[:2]
+
+
+def test_stage_that_was_lost_joins_its_evaluation(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a headline recorded anew beside a stage that only lacked its curve."""
+    commit(monkeypatch, "a")
+    run_live(("train_prior", "train_vae_baseline", "evaluate"))
+    commit(monkeypatch, "b")
+    assert succeed().splitlines()[:-1] == ["added: train_encoder: 6 of 6 points in a new run"]
+    (encoder,) = children(workspace, "train_encoder")
+    assert encoder.data.tags["mlflow.parentRunId"] == parent(workspace).info.run_id
 
 
 def test_applied_experiment_is_known_without_its_name(
@@ -414,6 +473,14 @@ def test_name_chooses_the_experiment(workspace: Path, monkeypatch: pytest.Monkey
     succeed("--name", "grave-fate")
     assert parent(workspace).info.run_name == "grave-fate"
     assert len(children(workspace, "train_prior")) == 1
+
+
+def test_name_means_that_run_alone(workspace: Path) -> None:
+    """Catches results that were asked for under a name left in the run of another one."""
+    run_live()
+    assert "run grave-fate at " in succeed("--name", "grave-fate")
+    assert len(children(workspace, "train_prior")) == 2
+    assert "nothing to add" in succeed("--name", "grave-fate")
 
 
 def test_experiment_of_other_parameters_is_refused(workspace: Path) -> None:
@@ -601,6 +668,7 @@ def test_nothing_to_record(workspace: Path) -> None:
         ("curves/prior.csv", "step,loss\n4,1\n", "curves/prior.csv, line 2: not a training"),
         ("curves/prior.csv", "phase,step,loss\na,4,x\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step\na,4,1\n", "curves/prior.csv, line 2: not a training"),
+        ("curves/prior.csv", "phase,step,loss\nprior,4,1\n", "('timestamp')); run its stage"),
         ("metrics.json", "{", "metrics.json: not the metrics of evaluate"),
         ("metrics.json", "[]", "metrics.json: not the metrics of evaluate"),
         ("metrics.json", '{"vae": {"l2": "x"}}', "metrics.json: not the metrics of evaluate"),
@@ -634,28 +702,3 @@ def test_held_lock_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) ->
         result = invoke()
     assert result.exit_code == 1
     assert str(workspace / ".mlflow.lock") in result.output
-
-
-def test_metric_names_that_others_added_are_another_attempt() -> None:
-    """Catches a foreign point that is overlooked because all of ours are there."""
-
-    def run(*names: str) -> tuple[str, set[tuple[str, int, float]]]:
-        return ",".join(names), {(name, 1, 0.0) for name in names}
-
-    wanted = run("a", "b")[1]
-    best = sync.closest([run("a", "b", "c"), run(), run("a")], wanted)
-    assert best is not None
-    assert best[0] == "a"
-    assert sync.closest([run("c")], wanted) is None
-
-
-def test_largest_number_stands_for_infinity(workspace: Path) -> None:
-    """Catches points with inf or NaN that are added anew by every call.
-
-    Checks MLflow's own rule, on which the comparison rests.
-    """
-    run_live(("train_prior",))
-    (child,) = children(workspace, "train_prior")
-    (metric,) = client(workspace).get_metric_history(child.info.run_id, "prior/gradient_norm")[:1]
-    assert isinstance(metric, Metric)
-    assert metric.value == sync.LARGEST

@@ -12,7 +12,7 @@ from tiny import tiny_config
 from scorevae.config import flatten, resolved
 from scorevae.runtime import tracking
 from scorevae.runtime.files import sha256
-from scorevae.runtime.runs import EXPERIMENT, PARENT_TAG, Execution, _git_commit
+from scorevae.runtime.runs import CURVE_TAG, EXPERIMENT, PARENT_TAG, Execution, _git_commit
 from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
@@ -48,8 +48,8 @@ def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
     weights.write_text("weights")
     curve.write_text("step,loss\n")
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record(2, {"loss": 0.5, "test_loss": 0.75}, prefix="prior/")
-        tracker.record(4, {"loss": 0.25}, prefix="prior/")
+        tracker.record("prior", 2, {"loss": 0.5, "test_loss": 0.75, "timestamp": 1000})
+        tracker.record("prior", 4, {"loss": 0.25, "timestamp": 3000})
         tracker.weights("wrote", weights)
         tracker.weights("read", curve)
         tracker.artifact(curve)
@@ -63,7 +63,9 @@ def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
     assert tags["sha256.wrote.prior"] == sha256(weights)
     assert tags["sha256.read.prior"] == sha256(curve)
     points = client.get_metric_history(run.info.run_id, "prior/loss")
-    assert [(p.step, p.value) for p in points] == [(2, 0.5), (4, 0.25)]
+    assert [(p.step, p.value, p.timestamp) for p in points] == [(2, 0.5, 1000), (4, 0.25, 3000)]
+    assert run.data.metrics.keys() == {"prior/loss", "prior/test_loss"}
+    assert tags[CURVE_TAG] == "1000"
     assert run.data.metrics["prior/test_loss"] == 0.75
     artifacts = [f.path for f in client.list_artifacts(run.info.run_id)]
     assert artifacts == ["folder", "prior.csv"]
@@ -171,7 +173,7 @@ def test_dead_server_costs_a_warning(
     """Catches a training that ends because its tracking server does not answer."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record(1, {"loss": 1.0})
+        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
         tracker.artifact(dvc_root / "absent")
         tracker.weights("read", dvc_root / "absent")
         tracker.headline({"l2": 1.0}, [])
@@ -190,7 +192,7 @@ def test_failing_call_stops_tracking_only(
     """Catches an exception of the background thread that reaches the stage."""
     with track("train_prior", tiny_config()) as tracker:
         tracker.weights("read", dvc_root / "absent")
-        tracker.record(1, {"loss": 1.0})
+        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
     assert capsys.readouterr().err.count("warning: MLflow tracking stopped") == 1
     assert child(client, "train_prior").data.metrics == {}
 
@@ -202,10 +204,10 @@ def test_failing_artifacts_leave_the_numbers(
     with track("train_prior", tiny_config()) as tracker:
         for _ in range(2):
             tracker.artifact(dvc_root / "absent")
-        tracker.record(1, {"loss": 1.0})
+        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
     assert capsys.readouterr().err.count("warning: MLflow artifacts stopped") == 1
     run = child(client, "train_prior")
-    assert run.data.metrics == {"loss": 1.0}
+    assert run.data.metrics == {"prior/loss": 1.0}
     assert run.info.status == "FINISHED"
 
 
@@ -225,7 +227,7 @@ def test_block_does_not_wait(
     monkeypatch.setattr(tracking, "load_mlflow", slow)
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record(1, {"loss": 1.0})
+        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "tracking"]
     released.set()
     thread.join(60)
@@ -241,7 +243,7 @@ def test_records_after_the_end_of_tracking_are_forgotten(
     monkeypatch.setattr(tracking, "load_mlflow", lambda: 1 / 0)
     with track("train_prior", tiny_config()) as tracker:
         tracker._worker.join(60)
-        tracker.record(1, {"loss": 1.0})
+        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
         assert tracker._worker._tasks.empty()
 
 

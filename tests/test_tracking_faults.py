@@ -40,7 +40,7 @@ TRAINING = "presets.digits.vae.training"
 LONG = {f"{TRAINING}.steps": 2000, f"{TRAINING}.log_every": 20, f"{TRAINING}.validate_every": 500}
 
 Fault = Callable[[Path], AbstractContextManager[str]]
-Points = list[tuple[str, int, float]]  # metric, step, value
+Points = list[tuple[str, int, float, int]]  # metric, step, value, milliseconds
 
 
 class Ended(NamedTuple):
@@ -93,22 +93,22 @@ def finish(folder: Path, stage: "subprocess.Popen[str]") -> Ended:
 
 
 def points_of(curve: Path) -> Points:
-    """What a curve file says that MLflow should hold."""
+    """What a curve file says that MLflow should hold: metric, step, value and time."""
     with curve.open(newline="") as file:
         return [
-            (f"{row['phase']}/{name}", int(row["step"]), float(value))
+            (f"{row['phase']}/{name}", int(row["step"]), float(value), int(row["timestamp"]))
             for row in csv.DictReader(file)
             for name, value in row.items()
-            if name not in ("phase", "step") and value
+            if name not in ("phase", "step", "timestamp") and value
         ]
 
 
 def check_undisturbed(ended: Ended, undisturbed: Ended, kind: str, reason: str) -> None:
     """Nothing but the one warning tells a disturbed run from an undisturbed one."""
     assert ended.weights == undisturbed.weights
-    # Seconds alone differ from run to run.
+    # Seconds and times alone differ from run to run.
     numbers, expected = (
-        [(k, step, "" if k.endswith("/seconds") else value) for k, step, value in stage.points]
+        [(k, step, "" if k.endswith("/seconds") else value) for k, step, value, _ in stage.points]
         for stage in (ended, undisturbed)
     )
     assert numbers == expected
@@ -125,7 +125,7 @@ def histories(uri: str) -> Points:
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'train_vae_baseline'")
     assert run.info.status == "FINISHED"
     points = [p for k in run.data.metrics for p in client.get_metric_history(run.info.run_id, k)]
-    return sorted((p.key, p.step, p.value) for p in points)
+    return sorted((p.key, p.step, p.value, p.timestamp) for p in points)
 
 
 def sync(folder: Path, uri: str) -> str:

@@ -102,7 +102,8 @@ class Run:
 
     def numbers(self) -> Rows:
         """What was recorded, but for the time it took."""
-        return [(s, {k: v for k, v in row.items() if k != "seconds"}) for s, row in self.rows]
+        times = ("seconds", "timestamp")
+        return [(s, {k: v for k, v in row.items() if k not in times}) for s, row in self.rows]
 
 
 def assert_same(first: object, second: object) -> None:
@@ -231,6 +232,19 @@ def test_seconds_go_on_after_resuming(accelerator: Accelerator) -> None:
     again = Run(accelerator, state=run.state)
     again.go()
     assert again.rows[-1][1]["seconds"] >= 1000
+
+
+def test_rows_keep_their_times(accelerator: Accelerator) -> None:
+    """Catches a row recorded once more at another time, or one without its time."""
+    run = Run(accelerator)
+    before = int(1000 * time.time())
+    run.go()
+    times = [row["timestamp"] for _, row in run.rows]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= 1000 * time.time()
+    again = Run(accelerator, state=run.state)
+    again.go()
+    assert [row["timestamp"] for _, row in again.rows] == times
 
 
 def test_recorded_rows(accelerator: Accelerator) -> None:

@@ -7,11 +7,11 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "scorevae"
 PARENT_TAG = "scorevae.execution"
+PARENT_ID = "mlflow.parentRunId"  # MLflow's tag of a child
+CURVE_TAG = "scorevae.curve"  # of a stage's run: the time of its curve's first row
 MOST = 50_000  # runs that MLflow finds at once
 LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
 
@@ -42,7 +44,25 @@ PATIENCE = {
 
 
 TALKATIVE = ("mlflow", "alembic", "urllib3")  # loggers that tell of every retry and migration
-Point = tuple[str, float, int, int]  # metric, value, milliseconds since 1970, step
+
+
+class Point(NamedTuple):
+    """A value of a metric, as MLflow's ``Metric`` takes it; time in milliseconds since 1970."""
+
+    metric: str
+    value: float
+    time: int
+    step: int
+
+
+def curve_points(phase: str, step: int, numbers: Mapping[str, float]) -> list[Point]:
+    """One row of a training curve; its ``timestamp`` is the time of its points."""
+    at = int(numbers["timestamp"])
+    return [
+        Point(f"{phase}/{name}", float(value), at, step)
+        for name, value in numbers.items()
+        if name != "timestamp"
+    ]
 
 
 class Execution:
@@ -61,8 +81,7 @@ class Execution:
         self.commit = _git_commit()
         digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
         self.name = name or os.environ.get("DVC_EXP_NAME")
-        self._digest = f"-{digest[:8]}"
-        self.key = self.name or f"{self.commit[:10]}{self._digest}"
+        self.key = self.name or f"{self.commit[:10]}-{digest[:8]}"
 
     def lock(self) -> FileLock:
         """Hold it to find or create.
@@ -79,8 +98,7 @@ class Execution:
 
         return MlflowClient(tracking_uri=self.uri)
 
-    def database_is_absent(self) -> bool:
-        """Whether the first use of :attr:`client` would create a database file."""
+    def _database_is_absent(self) -> bool:
         path = self.uri.removeprefix("sqlite:///").partition("?")[0]
         return self.uri.startswith("sqlite:///") and not Path(path).exists()
 
@@ -97,20 +115,15 @@ class Execution:
     def similar_parents(self) -> "list[Run]":
         """The runs of these parameters at whatever commit, under whatever name, the newest first.
 
-        One that lost parameters to a dying server still has its key.
+        Some may have lost parameters to a dying server.
         """
-        return [
-            run
-            for run in self._search(f"tags.`{PARENT_TAG}` LIKE '%'")
-            if not self.other_parameters(run)
-            and (
-                run.data.params.keys() == self.parameters.keys()
-                or run.data.tags[PARENT_TAG].endswith(self._digest)
-            )
-        ]
+        found = self._search(f"tags.`{PARENT_TAG}` LIKE '%'")
+        return [run for run in found if not self.other_parameters(run)]
 
     def _search(self, where: str) -> "list[Run]":
-        """The runs for which a condition holds, the newest first; none without an experiment."""
+        """The runs for which a condition holds, the newest first; creates no database."""
+        if self._database_is_absent():
+            return []
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return []
@@ -121,32 +134,34 @@ class Execution:
         recorded: dict[str, str] = run.data.params
         return [name for name, value in recorded.items() if self.parameters.get(name) != value]
 
-    def create_parent(self) -> str:
-        """A new run for this execution."""
+    def create_parent(self) -> "Run":
+        """A new run for this execution, without its parameters."""
         tags = {PARENT_TAG: self.key, "mlflow.source.git.commit": self.commit}
-        run = self.client.create_run(self._experiment(), run_name=self.key, tags=tags)
-        return str(run.info.run_id)
+        return self.client.create_run(self._experiment(), run_name=self.key, tags=tags)
 
-    def complete_parameters(self, parent: str, found: "Run | None") -> int:
-        """Record the parameters that ``found``, the parent as it was, lacks; their number."""
+    def complete_parameters(self, parent: "Run") -> None:
+        """Record the parameters that a parent lacks."""
         from mlflow.entities import Param
 
-        recorded = found.data.params if found is not None else {}
+        recorded = parent.data.params
         lacking = [Param(k, v) for k, v in self.parameters.items() if k not in recorded]
         if lacking:
-            self.client.log_batch(parent, params=lacking)
-        return len(lacking)
+            self.client.log_batch(parent.info.run_id, params=lacking)
 
     def children(self, parent: str, stage: str) -> "list[Run]":
         """The runs of one stage, the newest first."""
-        return self._search(f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'")
+        return self._search(f"tags.`{PARENT_ID}` = '{parent}' and tags.stage = '{stage}'")
+
+    def children_of_curve(self, stage: str, start: int) -> "list[Run]":
+        """The runs of one stage, in any execution, whose curves began at a time; newest first."""
+        return self._search(f"tags.stage = '{stage}' and tags.`{CURVE_TAG}` = '{start}'")
 
     def create_child(
         self, parent: str, stage: str, tags: dict[str, str], start: int | None = None
     ) -> str:
         """A new run of a stage, which began now or at ``start`` (milliseconds since 1970)."""
         own = {
-            "mlflow.parentRunId": parent,
+            PARENT_ID: parent,
             "mlflow.source.git.commit": self.commit,
             "stage": stage,
         }
@@ -164,15 +179,15 @@ class Execution:
     def history(self, run: "Run") -> list[Point]:
         """Every point of every metric of a run."""
         return [
-            (metric.key, metric.value, metric.timestamp, metric.step)
+            Point(metric.key, metric.value, metric.timestamp, metric.step)
             for name in run.data.metrics
             for metric in self.client.get_metric_history(run.info.run_id, name)
         ]
 
     def headline(self, parent: str, numbers: dict[str, float]) -> None:
         """Final metrics, which a comparison page shows beside the parameters."""
-        now = milliseconds()
-        self.points(parent, [(name, float(value), now, 0) for name, value in numbers.items()])
+        now = int(1000 * time.time())
+        self.points(parent, [Point(name, float(value), now, 0) for name, value in numbers.items()])
 
     def upload(self, run: str, path: Path, folder: str | None) -> None:
         """Copy a file or folder among the artifacts of a run."""
@@ -225,11 +240,6 @@ def server_errors(execution: Execution) -> Iterator[None]:
             f"({one_line(error)}); start or free it, or set MLFLOW_TRACKING_URI, and sync again: "
             "what is recorded already is not recorded twice"
         ) from None
-
-
-def milliseconds() -> int:
-    """Now, as MLflow wants it."""
-    return int(time.time() * 1000)
 
 
 def one_line(what: object) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scorevae.config import Config
 from scorevae.runtime.files import sha256
-from scorevae.runtime.runs import Execution, load_mlflow, milliseconds, one_line
+from scorevae.runtime.runs import CURVE_TAG, Execution, curve_points, load_mlflow, one_line
 
 FLUSH_SECONDS = 30.0  # how long a finished stage waits for the last records to arrive
 
@@ -30,11 +30,14 @@ class Tracker:
 
     def __init__(self, worker: "_Worker") -> None:
         self._worker = worker
+        self._begun = False
 
-    def record(self, step: int, numbers: dict[str, float], prefix: str = "") -> None:
-        """Curve points of this stage's run."""
-        now = milliseconds()
-        points = [(f"{prefix}{name}", float(value), now, step) for name, value in numbers.items()]
+    def record(self, phase: str, step: int, numbers: dict[str, float]) -> None:
+        """A row of this stage's curve; the first one tells whose curve the run holds."""
+        points = curve_points(phase, step, numbers)
+        if not self._begun:
+            self._worker.put(lambda session: session.tag(CURVE_TAG, str(points[0].time)))
+            self._begun = True
         self._worker.put(lambda session: session.execution.points(session.child, points))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -104,9 +107,9 @@ class _Worker(threading.Thread):
         self.waiting_for = f"the lock {lock.lock_file}"
         with lock:
             self.waiting_for = one_line(execution.uri)
-            found = execution.find_parent()
-            parent = execution.create_parent() if found is None else found.info.run_id
-            execution.complete_parameters(parent, found)
+            found = execution.find_parent() or execution.create_parent()
+            execution.complete_parameters(found)
+            parent = str(found.info.run_id)
             execution.client.set_terminated(parent, "RUNNING")
         tags = {"python": platform.python_version()}
         return _Session(execution, parent, execution.create_child(parent, self._stage, tags))

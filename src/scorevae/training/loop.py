@@ -263,7 +263,8 @@ class _Log:
             self.write(step, self.latest)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        row = {**numbers, "seconds": self._seconds()}
+        # milliseconds since 1970: by it MLflow knows a point again, also after resuming
+        row = {**numbers, "seconds": self._seconds(), "timestamp": int(1000 * time.time())}
         self._rows.append((step, row))
         self._record(step, row)
 

@@ -119,7 +119,7 @@ class TrainingRun:
         def record(step: int, numbers: dict[str, float]) -> None:
             if self.accelerator.is_main_process:
                 self._curve.add(phase, step, numbers)
-                self._tracker.record(step, numbers, prefix=f"{phase}/")
+                self._tracker.record(phase, step, numbers)
 
         with global_seed(self.seed, name), explaining_memory(remedy):
             return fit(
