@@ -56,7 +56,7 @@ def test_load_split(tmp_path: Path, limit: int | None, attributes: tuple[int, ..
 
     And a data set of many gigabytes that is read as a whole.
     """
-    labels = None if attributes is None else noise(20, *attributes, seed=1).astype(np.int64)
+    labels = None if attributes is None else noise(20, *attributes, seed=1) % 2
     images = write_split(tmp_path, labels=labels)
     loaded = load_split(tmp_path, "train", GREY, limit)
     assert isinstance(loaded.images, np.memmap)
