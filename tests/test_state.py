@@ -119,13 +119,6 @@ def under_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_did_not_end_keeps_its_states(under_dvc: Path) -> None:
-    """Catches a training lost because its weights could not be written."""
-    with interrupted("stage", "key") as folder:
-        folder.file("objective").save({"step": 1})
-    assert compute() == [None, {"step": 1}]
-
-
 def test_finished_states_serve_until_dvc_has_recorded(
     under_dvc: Path, capsys: pytest.CaptureFixture
 ) -> None:
