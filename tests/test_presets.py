@@ -16,7 +16,7 @@ import torch
 from dvc.utils.hydra import apply_overrides
 from PIL import Image
 from pipeline import ROOT, finish
-from tiny import EVALUATE, SHIPPED, tiny_config, tiny_params
+from tiny import NO_PARTS, SHIPPED, tiny_config, tiny_params
 from torch import nn
 
 from scorevae.config import PresetConfig, load_config
@@ -49,7 +49,7 @@ of_the_paper = pytest.mark.skipif(
 )
 
 
-def networks(preset: PresetConfig) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+def networks(preset: PresetConfig) -> tuple[nn.Module, ...]:
     """In the order of PARAMETERS; no memory is spent on the weights."""
     image, settings, latent = preset.data.image, preset.encoder.network, preset.latent
     sde = build_sde(tiny_config().sde)
@@ -134,11 +134,7 @@ def test_settings_of_the_paper(name: str) -> None:
 def test_six_stages(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
 ) -> None:
-    """Catches a stage that cannot run what digits does not have.
-
-    That is colour, a convolutional encoder, images in a folder; patches, a linear path, a prior
-    of velocities.
-    """
+    """Catches a stage unfit for colour, conv, folders, patches, linear paths or velocities."""
     image = {"channels": CONFIG.presets[name].data.image.channels, "size": 16}  # LPIPS needs 32
     rng = np.random.default_rng(0)
     for part in ("train/a", "train/b", "test/a", "test/b"):
@@ -150,7 +146,7 @@ def test_six_stages(
     shutil.copy(empty_database, tmp_path)
     data = {"source": "folder", "root": "images", "image": image}
     changes = {f"presets.{name}.data.{key}": value for key, value in data.items()}
-    finish(name, **changes, **{f"evaluate.{part}.images": 0 for part in EVALUATE})
+    finish(name, **changes | NO_PARTS)
     numbers = json.loads(Path("results/metrics.json").read_text())
     for system in ("scorevae", "vae"):
         assert all(np.isfinite(numbers[system][key]) for key in ("l2", "rate_nats", "sharpness"))
@@ -158,32 +154,21 @@ def test_six_stages(
 
 # --- the parameters of tests -----------------------------------------------------------------
 
-SWEPT = {
-    "preset": "mnist",
-    "beta": "1e-05",
-    "seed": 3,
-    "sde.kind": "ve",
-    "objective.weighting": "simple",
-    "reconstruct.protocol": "paper",
-    "protocols.default.sampler": "heun",
-    "protocols.default.steps": 50,
-    "evaluate.active_threshold": 0.1,
-    "evaluate.quality.images": 0,
-    "presets.digits.data.image.size": 16,
-    "presets.digits.latent": 16,
-    "presets.digits.encoder.network.kind": "conv",
-    "presets.digits.prior.network.channels": "[16]",
-    "presets.digits.prior.network.output": "velocity",
-    "presets.digits.vae.training.learning_rate": 0.1,
-    "presets.mnist.encoder.training.steps": 7,
-}
+SWEPT = """
+    preset=mnist beta=1e-05 seed=3 sde.kind=ve objective.weighting=simple
+    reconstruct.protocol=paper protocols.default.sampler=heun protocols.default.steps=50
+    evaluate.active_threshold=0.1 evaluate.quality.images=0 presets.digits.latent=16
+    presets.digits.data.image.size=16 presets.digits.encoder.network.kind=conv
+    presets.digits.prior.network.channels=[16] presets.digits.prior.network.output=velocity
+    presets.digits.vae.training.learning_rate=0.1 presets.mnist.encoder.training.steps=7
+"""
 
 
 def test_no_sweep_reaches_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches tests that fail after `dvc exp run -S`: DVC writes the file anew, without quotes."""
     expected = tiny_params()
     path = Path(shutil.copy(SHIPPED, tmp_path))
-    apply_overrides(path, [f"{name}={value}" for name, value in SWEPT.items()])
+    apply_overrides(path, SWEPT.split())
     assert 'precision: "no"' not in path.read_text()
     monkeypatch.setattr(tiny, "SHIPPED", path)
     assert tiny_params() == expected

@@ -28,6 +28,7 @@ EVALUATE: dict[str, dict[str, Any]] = {
     "shuffled": {"images": 3},
     "quality": {"images": 6, "train_images": 60, "steps": 3, "inception": None},
 }
+NO_PARTS = {f"evaluate.{part}.images": 0 for part in EVALUATE}
 
 
 def protocol(sampler: str, grid: str, z: str, *, clip: bool) -> dict[str, Any]:
@@ -59,12 +60,8 @@ STATED: dict[str, Any] = {
             "data": {"source": "digits", "image": {"channels": 1, "size": 8}},
             "lpips": {"net": "alex"},
             "prior": {"network": {"channels": [32, 64], "attention": [], "output": "noise"}},
-            "encoder": {
-                "network": {
-                    "kind": "resnet", "channels": [32, 64], "attention": [], "patch": 1,
-                    "linear": False,
-                },
-            },
+            "encoder": {"network": {"kind": "resnet", "channels": [32, 64], "attention": [],
+                                    "patch": 1, "linear": False}},
         },
     },
 }  # fmt: skip
@@ -172,12 +169,9 @@ def write_encoder(path: Path, config: Config) -> nn.Module:
     image, settings, latent = preset.data.image, preset.encoder.network, preset.latent
     network = scramble(build_encoder(settings, image, latent, build_sde(config.sde)))
     header = EncoderHeader(
-        image=image,
-        sde=config.sde,
-        latent=latent,
-        network=settings,
+        image=image, sde=config.sde, latent=latent, network=settings,
         log_determinant=config.objective.log_determinant,
-    )
+    )  # fmt: skip
     save_weights(path, network, header)
     return network.eval()
 
