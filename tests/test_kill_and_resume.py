@@ -13,50 +13,46 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
 from conftest import Once, isolate
 from pipeline import Clone, run, set_params
 
+Cached = Callable[[str], Path]
 STEPS = 80
 WEIGHTS = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
-LAST_PHASE = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "objective"}
+LAST_PHASE = WEIGHTS | {"train_encoder": "objective"}
+TRAININGS = {stage: [part] for stage, part in WEIGHTS.items()}
+TRAININGS["train_encoder"].append("encoder.warm_start")
 MODES = {
     "repro": ("dvc", "repro"),
     "exp run": ("dvc", "exp", "run"),
     "exp run --temp": ("dvc", "exp", "run", "--temp"),
 }
-SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-ALWAYS = [
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ALWAYS = (
     ("train_prior", "repro", "stage", signal.SIGKILL),
     ("train_vae_baseline", "exp run", "dvc", signal.SIGTERM),
     ("train_encoder", "exp run --temp", "stage", signal.SIGKILL),
-]
-REST = [
-    case
-    for stage in WEIGHTS
-    for mode in MODES
-    for target in ("stage", "dvc")
-    for number in SIGNALS
-    if (case := (stage, mode, target, number)) not in ALWAYS
-]
-CASES = [pytest.param(*case, marks=pytest.mark.slow) for case in ALWAYS] + [
-    pytest.param(*case, marks=pytest.mark.faults) for case in REST
+)
+CASES = [
+    pytest.param(*case, marks=pytest.mark.slow if case in ALWAYS else pytest.mark.faults)
+    for case in product(WEIGHTS, MODES, ("stage", "dvc"), SIGNALS)
 ]
 
 
 def longer(stage: str) -> dict[str, int]:
     """Enough steps of one training to be killed in; the others are those of the finished run."""
-    trainings = (
-        ("encoder", "encoder.warm_start") if stage == "train_encoder" else (WEIGHTS[stage],)
-    )
-    keys = ("steps", "validate_every")
-    return {f"presets.digits.{part}.training.{key}": STEPS for part in trainings for key in keys}
+    keys = [f"{part}.training" for part in TRAININGS[stage]]
+    return {
+        f"presets.digits.{key}.{n}": STEPS for key in keys for n in ("steps", "validate_every")
+    }
 
 
 @pytest.fixture(scope="session")
-def cached_weights(once: Once, finished: Path, empty_database: Path) -> Callable[[str], Path]:
+def cached_weights(once: Once, finished: Path, empty_database: Path) -> Cached:
     """Where DVC keeps the weights of an uninterrupted training, by their content."""
 
     def place(stage: str) -> Path:
@@ -76,11 +72,10 @@ def cached_weights(once: Once, finished: Path, empty_database: Path) -> Callable
     return place
 
 
-def prepared(clone: Clone, stage: str) -> Clone:
-    """The clone with a longer training of that stage to do, whose state is saved at every step."""
+def prepare(clone: Clone, stage: str) -> None:
+    """Give a clone a longer training of that stage to do, whose state is saved at every step."""
     clone.environment["SCOREVAE_SAVE_SECONDS"] = "0"
     clone.set(**longer(stage))
-    return clone
 
 
 class Attempt:
@@ -116,7 +111,7 @@ def runs(pid: int) -> bool:
 @pytest.mark.parametrize(("stage", "mode", "target", "number"), CASES)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_killed_training_resumes_to_the_same_bits(
-    cached_weights: Callable[[str], Path],
+    cached_weights: Cached,
     clone: Clone,
     stage: str,
     mode: str,
@@ -125,7 +120,7 @@ def test_killed_training_resumes_to_the_same_bits(
 ) -> None:
     """Catches lost steps, other bits, and a trainer that outlives DVC and blocks the next run."""
     expected = cached_weights(stage)
-    prepared(clone, stage)
+    prepare(clone, stage)
     assert not (clone.folder / expected).exists()
     if target == "dvc":
         clone.environment.pop("SHELL", None)  # so that /bin/sh may stand between dvc and the stage
@@ -156,10 +151,10 @@ def test_killed_training_resumes_to_the_same_bits(
 
 @pytest.mark.faults
 def test_result_that_dvc_could_not_record_is_not_lost(
-    cached_weights: Callable[[str], Path], clone: Clone, tmp_path: Path
+    cached_weights: Cached, clone: Clone, tmp_path: Path
 ) -> None:
     """Catches a finished training that the next run removes, and a --force that trains nothing."""
-    prepared(clone, "train_vae_baseline")
+    prepare(clone, "train_vae_baseline")
     (tmp_path / "no_folder").touch()
     clone.run("dvc", "config", "--local", "cache.dir", str(tmp_path / "no_folder"))
     command = ("dvc", "repro", "--single-item", "train_vae_baseline")
@@ -181,7 +176,7 @@ def test_result_that_dvc_could_not_record_is_not_lost(
 @pytest.mark.faults
 def test_edited_code_trains_anew(clone: Clone) -> None:
     """Catches weights that one code began and another finished, recorded as the latter's."""
-    prepared(clone, "train_vae_baseline")
+    prepare(clone, "train_vae_baseline")
     command = ("dvc", "repro", "train_vae_baseline")
     attempt = Attempt(clone, command)
     os.kill(attempt.trainer(clone, "train_vae_baseline"), signal.SIGKILL)
