@@ -160,11 +160,7 @@ class Execution:
         self, parent: str, stage: str, tags: dict[str, str], start: int | None = None
     ) -> str:
         """A new run of a stage, which began now or at ``start`` (milliseconds since 1970)."""
-        own = {
-            PARENT_ID: parent,
-            "mlflow.source.git.commit": self.commit,
-            "stage": stage,
-        }
+        own = {PARENT_ID: parent, "mlflow.source.git.commit": self.commit, "stage": stage}
         run = self.client.create_run(
             self._experiment(), start_time=start, run_name=stage, tags=own | tags
         )
