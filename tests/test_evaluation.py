@@ -1,6 +1,5 @@
 """evaluation: which judges there are, and what is written down."""
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -30,53 +29,37 @@ def subject(folder: Path, labels: np.ndarray | None, count: int = 4, **overrides
     return Subject(tiny_config(**overrides), folder, folder, split, split, folder)
 
 
-class Net(nn.Module):
-    """Stands for an LPIPS network."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-
-@pytest.mark.parametrize("missing", [set(), {"squeeze"}, {"vgg"}, {"squeeze", "vgg"}])
+@pytest.mark.parametrize(
+    "missing",
+    [set(), {"squeeze"}, {"vgg"}, {"squeeze", "vgg"}, {"class_agreement"}],
+    ids=lambda missing: " ".join(sorted(missing)) or "none",
+)
 def test_judges_are_the_presets_and_the_papers(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    missing: set[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, missing: set
 ) -> None:
-    """Catches nets exchanged, one that takes the other with it, and a silent null."""
+    """Catches nets exchanged, a judge that takes another with it, and a silent null."""
 
     def load(folder: Path, net: str) -> nn.Module:
         assert folder == tmp_path / "lpips"
         if net in missing:
-            raise Unavailable(f"{net} is not here")
-        return Net(net)
+            raise Unavailable(said[net])
+        return {"squeeze": squeeze, "vgg": vgg}[net]
 
+    squeeze, vgg = nn.Identity(), nn.Identity()
+    said = {net: f"{net} is not here" for net in ("squeeze", "vgg")}
+    said["class_agreement"] = "class_agreement: the data have no labels"
     monkeypatch.setattr(lpips, "load_lpips", load)
+    labels = None if "class_agreement" in missing else np.array([0, 1, 0, 1])
     net = {"presets.digits.lpips.net": "squeeze"}
-    judges, reasons = comparison.open_judges(subject(tmp_path, np.array([0, 1, 0, 1]), **net))
-    for judge, name in zip(judges[:2], ("squeeze", "vgg"), strict=True):
-        assert judge is None if name in missing else judge.name == name
-    assert judges.classifier is not None
+    judges, reasons = comparison.open_judges(subject(tmp_path, labels, **net))
+    for judge, name, loaded in ((judges[0], "squeeze", squeeze), (judges[1], "vgg", vgg)):
+        assert judge is (None if name in missing else loaded)
+    assert (judges.classifier is None) == ("class_agreement" in missing)
     metrics = {"squeeze": "lpips", "vgg": "paper_lpips"}
-    assert reasons == {metrics[net]: f"{net} is not here" for net in missing}
+    assert reasons == {metrics.get(name, name): said[name] for name in missing}
     warnings = capsys.readouterr().err.splitlines()
-    assert sorted(warnings) == [
-        f"warning: {net} is not here; reported as null" for net in sorted(missing)
-    ]
-
-
-def test_data_without_labels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """Catches an evaluation that ends where there is nothing to classify."""
-    monkeypatch.setattr(lpips, "load_lpips", lambda folder, net: Net(net))
-    judges, reasons = comparison.open_judges(subject(tmp_path, None))
-    assert judges.classifier is None
-    assert reasons == {"class_agreement": "class_agreement: the data have no labels"}
-    expected = "warning: class_agreement: the data have no labels; reported as null\n"
-    assert capsys.readouterr().err == expected
+    expected = [f"warning: {said[name]}; reported as null" for name in sorted(missing)]
+    assert sorted(warnings) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,35 +75,30 @@ def test_errors_of_each_image(tmp_path: Path, labels: np.ndarray | None, cells: 
     """Catches rows exchanged, the systems' columns exchanged, and attributes taken for a class."""
     evaluated = subject(tmp_path, labels, count=3)
     away = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]  # 8·away is the L2 of 64 pixels
-    save(tmp_path, "scorevae", Reconstructions(evaluated.originals + away, POSTERIOR))
-    save(tmp_path, "vae", Reconstructions(evaluated.originals - 10 * away, POSTERIOR))
+    for system, factor in (("scorevae", 1), ("vae", -10)):
+        save(tmp_path, system, Reconstructions(evaluated.originals + factor * away, POSTERIOR))
     stage.write_errors(tmp_path / "errors.csv", evaluated)
-    with (tmp_path / "errors.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == ["image", "label", "scorevae_l2", "vae_l2"]
-    assert rows == [
-        [str(i), cells[i], f"{8 * (i + 1):.6f}", f"{80 * (i + 1):.6f}"] for i in range(3)
+    assert (tmp_path / "errors.csv").read_text().splitlines() == [
+        "image,label,scorevae_l2,vae_l2",
+        f"0,{cells[0]},8.000000,80.000000",
+        f"1,{cells[1]},16.000000,160.000000",
+        f"2,{cells[2]},24.000000,240.000000",
     ]
 
 
 def test_numbers_that_are_not_there(tmp_path: Path) -> None:
     """Catches inf in JSON, and nulls sent to tracking as numbers."""
-    numbers = {"scorevae": {"psnr": float("inf"), "lpips": None, "active_units": 3, "l2": 0.5}}
-    stage.write_metrics(tmp_path / "metrics.json", numbers)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {
-        "scorevae": {"psnr": None, "lpips": None, "active_units": 3, "l2": 0.5}
-    }
-    assert stage.headline(numbers) == {"scorevae.active_units": 3.0, "scorevae.l2": 0.5}
-    rows = [line.split() for line in stage.table(numbers).splitlines()]
+    values = {"psnr": float("inf"), "lpips": None, "active_units": 3, "l2": 0.5}
+    stage.write_metrics(tmp_path / "metrics.json", {"scorevae": values})
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written == {"scorevae": values | {"psnr": None}}
+    sent = stage.headline({"scorevae": values})
+    assert sent == {"scorevae.active_units": 3.0, "scorevae.l2": 0.5}
+    rows = [line.split() for line in stage.table({"scorevae": values}).splitlines()]
     assert rows[0] == ["metric", "ScoreVAE"]
     assert [row[0] for row in rows[1:]] == list(comparison.METRICS)
-    printed = dict(rows[1:])
-    assert {name: printed[name] for name in numbers["scorevae"]} == {
-        "psnr": "inf",
-        "lpips": "null",
-        "active_units": "3",
-        "l2": "0.5000",
-    }
+    printed = {"psnr": "inf", "lpips": "null", "active_units": "3", "l2": "0.5000"}
+    assert {name: dict(rows[1:])[name] for name in values} == printed
 
 
 def test_reasons_with_any_name(tmp_path: Path) -> None:
