@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import seeded
-from tiny import SHIPPED, save_tiny_models, tiny_config, write_encoder, write_prior, write_vae
+from tiny import (
+    committed_params,
+    save_tiny_models,
+    tiny_config,
+    write_encoder,
+    write_prior,
+    write_vae,
+)
 from torch import Tensor
 
 from scorevae.autoencoders import DEFAULT_SAMPLING, MODEL, SYSTEMS, VAE, ScoreVAE
@@ -288,9 +295,10 @@ def test_wrong_arguments(folder: Path, call: Callable[[ScoreVAE], object], expec
         call(load(folder))
 
 
-def test_default_sampling_is_the_shipped_one() -> None:
+def test_default_sampling_is_the_shipped_one(tmp_path: Path) -> None:
     """Catches a library that draws otherwise than the stage reconstruct."""
-    shipped = load_config(SHIPPED).sampling
+    (tmp_path / "params.yaml").write_text(committed_params(), encoding="utf-8")
+    shipped = load_config(tmp_path / "params.yaml").protocols["default"]
     names = SamplingConfig.model_fields
     assert DEFAULT_SAMPLING.model_dump() == {name: getattr(shipped, name) for name in names}
 

@@ -18,13 +18,13 @@ from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import committed_params
 
 from scorevae.config import MAX_DEPTH, MAX_FAULTS, Config, load_config
 from scorevae.errors import UserError
 
-SHIPPED = Path(__file__).resolve().parents[1] / "params.yaml"
 # Everything up to the second preset: one of each kind of section, and ten times faster to read.
-TEXT = SHIPPED.read_text(encoding="utf-8").split("\n\n  # 70,000")[0] + "\n"
+TEXT = committed_params().split("\n\n  # 70,000")[0] + "\n"
 TREE = yaml.safe_load(TEXT)
 
 Key = tuple[str | int, ...]
@@ -41,6 +41,15 @@ def repeatable(examples: int) -> settings:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One parameter file, written anew by every example."""
     return tmp_path_factory.mktemp("fuzz") / "params.yaml"
+
+
+class Quoting(yaml.SafeDumper):
+    """PyYAML leaves a text bare that YAML 1.2 reads as a number, such as 0E0."""
+
+
+Quoting.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
 
 
 def outcome(path: Path, content: str | bytes) -> Config | str:
@@ -206,7 +215,7 @@ LINE = "not valid YAML: line "  # all that names a date, bytes, or a key that is
 
 def read(path: Path, tree: object) -> Config | str:
     """What is found in a tree, written as YAML."""
-    return outcome(path, yaml.safe_dump(tree, sort_keys=False))
+    return outcome(path, yaml.dump(tree, Dumper=Quoting, sort_keys=False))
 
 
 @repeatable(250)

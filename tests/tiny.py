@@ -1,5 +1,6 @@
 """Parameters of trainings that take a few steps, whatever params.yaml says; random weights."""
 
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ PRESET: dict[str, Any] = {
         "training": TRAINING,
     },
 }
+
+
+def committed_params() -> str:
+    """params.yaml as committed, whatever an experiment has made of it; as it is without Git."""
+    show = ["git", "-C", str(SHIPPED.parent), "show", "HEAD:./params.yaml"]
+    try:
+        return subprocess.run(show, capture_output=True, check=True).stdout.decode()
+    except (OSError, subprocess.CalledProcessError):
+        return SHIPPED.read_text(encoding="utf-8")
 
 
 def tiny_params(**overrides: Any) -> dict[str, Any]:  # noqa: ANN401 (any value of the file)
