@@ -5,7 +5,7 @@ Nothing in this module changes a result: values live in ``params.yaml``, where D
 
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -462,13 +462,18 @@ def resolved(config: Config) -> dict[str, Any]:
     return {**tree, "presets": {config.preset: config.selected.model_dump()}}
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def leaves(tree: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries under dotted names, all beginning with ``key``."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from leaves(value, f"{key}.{name}" if key else name)
+    else:
+        yield key, tree
+
+
+def flatten(tree: dict[str, Any]) -> dict[str, str]:
     """Nested dictionaries to dotted names, values as text."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: str(value)}
-    return flat
+    return {name: str(value) for name, value in leaves(tree)}
 
 
 class _Clipped(reprlib.Repr):

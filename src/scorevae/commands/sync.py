@@ -8,12 +8,11 @@ call adds nothing, and a stage whose server died in mid-training keeps its run.
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from scorevae.commands.dvc_lock import check_parameters
-from scorevae.config import Config, PresetConfig, flatten, load_config
+from scorevae.config import Config, PresetConfig, flatten, leaves, load_config, read_tree, shown
 from scorevae.errors import UserError
 from scorevae.runtime.runs import (
     CURVE_TAG,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 CURVES = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
 SYNCED = {"scorevae.synced": "true"}  # marks a run that was recorded afterwards
+NAMED = 5  # parameters in one message
 NAME_HELP = (
     "the experiment or run, as DVC and MLflow show it; default: DVC_EXP_NAME, else the run of "
     "these parameters that holds these results, else a new one"
@@ -203,6 +203,54 @@ def _evaluated(headline: Headline, home: "Run | None", others: "list[Run]") -> "
     return next(agreeing, next((run for run in near if not run.data.metrics), None))
 
 
+def check_parameters(results: Path, params: Path) -> None:
+    """Refuse parameters other than those with which DVC made what is in a folder of results.
+
+    Where no dvc.lock beside the folder knows the files, all pass. (`dvc status` takes seconds,
+    names sections without values, and refuses to tell while DVC runs a stage.)
+
+    Raises:
+        UserError: names the parameters and both of their values.
+    """
+    lock = results.absolute().parent / "dvc.lock"
+    now = dict(leaves(read_tree(params)))
+    other = dict.fromkeys(  # once: stages share parameters
+        f"{name}: {shown(made)} in dvc.lock, now {shown(now.get(name))}"
+        for name, made in (_parameters(lock, results.absolute()) if lock.exists() else [])
+        if made != now.get(name)  # as numbers: 0.01 and 1e-2 are the same
+    )
+    if other:
+        more = f"; {len(other) - NAMED} more" if len(other) > NAMED else ""
+        raise UserError(
+            f"{params}: not the parameters that made {results} "
+            f"({'; '.join(list(other)[:NAMED])}{more}); run `dvc repro`, or restore {params}"
+        )
+
+
+def _parameters(lock: Path, results: Path) -> list[tuple[str, object]]:
+    """Those of the stages that wrote what is there of the results, and of all stages upstream.
+
+    `evaluate` does not read β; the weights that it measures depend on it.
+    """
+    try:
+        tree: Any = read_tree(lock)
+        stages = tree.get("stages", {})
+        writers = {out["path"]: name for name in stages for out in stages[name].get("outs", [])}
+        places = {path: results.parent / path for path in writers}
+        waiting = [p for p, at in places.items() if at.is_relative_to(results) and at.exists()]
+        found = set()
+        while waiting:
+            name = writers.get(waiting.pop())
+            if name is not None and name not in found:
+                found.add(name)
+                waiting += [dep["path"] for dep in stages[name].get("deps", [])]
+        params = [stages[name].get("params", {}) for name in stages if name in found]
+        tracked = [item for files in params for item in files.get("params.yaml", {}).items()]
+        return [leaf for key, value in tracked for leaf in leaves(value, key)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{lock}: not what DVC writes ({error!r}); restore it") from None
+
+
 def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline | None, list[str]]:
     """Everything under results/ that belongs into MLflow, and why some of it does not.
 
@@ -218,7 +266,7 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
             continue
         points = read_curve(path)
         phase, steps = ends[stage]
-        at, last = (points[-1][0].partition("/")[0], points[-1][3]) if points else (phase, 0)
+        at, last = (points[-1].metric.partition("/")[0], points[-1].step) if points else (phase, 0)
         if (at, last) != (phase, steps):
             wanted = f"of {steps}" if at == phase else f"of {at}, not {steps} of {phase}"
             absent.append(f"{path}: ends at step {last} {wanted}; run `dvc repro`")
