@@ -30,6 +30,7 @@ from scorevae.evaluation.probe import (
     Labelled,
     Probe,
     judge,
+    label_column,
     labelled,
     linear_probe,
     neighbour_probe,
