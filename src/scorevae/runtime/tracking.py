@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scorevae.config import Config
 from scorevae.runtime.files import sha256
-from scorevae.runtime.runs import CURVE_TAG, Execution, curve_points, load_mlflow, one_line
+from scorevae.runtime.runs import CURVE_TAG, Execution, Point, curve_points, load_mlflow, one_line
 
 FLUSH_SECONDS = 30.0  # how long a finished stage waits for the last records to arrive
 
@@ -30,15 +30,10 @@ class Tracker:
 
     def __init__(self, worker: "_Worker") -> None:
         self._worker = worker
-        self._begun = False
 
     def record(self, phase: str, step: int, numbers: dict[str, float]) -> None:
-        """A row of this stage's curve; the first one tells whose curve the run holds."""
-        points = curve_points(phase, step, numbers)
-        if not self._begun:
-            self._worker.put(lambda session: session.tag(CURVE_TAG, str(points[0].time)))
-            self._begun = True
-        self._worker.put(lambda session: session.execution.points(session.child, points))
+        """A row of this stage's curve."""
+        self._worker.put(lambda session: session.record(curve_points(phase, step, numbers)))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file or folder in this stage's run."""
@@ -131,7 +126,14 @@ class _Session:
 
     def __init__(self, execution: "Execution", parent: str, child: str) -> None:
         self.execution, self.parent, self.child = execution, parent, child
-        self._artifacts_fail = False
+        self._begun = self._artifacts_fail = False
+
+    def record(self, points: list[Point]) -> None:
+        """The first row tells whose curve the run holds."""
+        if not self._begun:
+            self.tag(CURVE_TAG, str(points[0].time))
+            self._begun = True
+        self.execution.points(self.child, points)
 
     def artifact(self, run: str, path: Path, folder: str | None) -> None:
         """A full disk under the artifacts is no reason to lose the numbers that follow."""
