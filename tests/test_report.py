@@ -164,8 +164,8 @@ def test_every_number_of_the_recorded_run(figures: Path) -> None:
     recorded = json.loads((ROOT / "docs/digits/metrics.json").read_text())
     recorded = {s: {name: recorded[s][name] for name in comparison.METRICS} for s in METRICS}
     shown = Page(render(assembled(figures, recorded)))
-    rows = shown.rows("Comparison")
-    assert shown.tables["Comparison"][0][1:] == ["ScoreVAE", "VAE"]
+    rows = shown.rows("Comparison in numbers")
+    assert shown.tables["Comparison in numbers"][0][1:] == ["ScoreVAE", "VAE"]
     for metric, cells in zip(comparison.METRICS, rows.values(), strict=True):
         digits = 6 if metric == "mse" else 4
         for system, cell in zip(METRICS, cells, strict=True):
@@ -446,7 +446,7 @@ def test_section_of_a_part(figures: Path) -> None:
     mine = part("mine", metrics=metrics, tables=tables, figures=captions)
     shown = page(sections=[section(mine, found, "", metrics, figures)])
     assert shown.tables == {
-        "Mine": [["Metric", "ScoreVAE", "VAE"], ["Some measure", "1.5", "–1"]],
+        "Mine in numbers": [["Metric", "ScoreVAE", "VAE"], ["Some measure", "1.5", "–1"]],
         "Trials": [["Setting", "Sampler", "L2"], ["ddim", "ddim", "0.5000"]],
     }
     assert shown.text("ol") == "none"
@@ -460,7 +460,7 @@ def test_part_that_found_nothing_says_why(figures: Path) -> None:
     parts, why, usual = [(asked, None), (part("off"), None)], {"asked": "too small"}, tiny_config()
     report = assemble(usual, parts, why, {}, figures=figures, provenance=ORIGIN, images=1)
     shown = page(sections=report.sections)
-    assert shown.rows("Asked") == {"FID": ["–1", "–1"]}
+    assert shown.rows("Asked in numbers") == {"FID": ["–1", "–1"]}
     assert shown.text("ol") == "too small"
     assert [s.title for s in report.sections] == ["Asked", "Costs"]
     assert report.sections[-1].notes == ["Switched off in params.yaml: Off."]

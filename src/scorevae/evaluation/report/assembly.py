@@ -75,7 +75,8 @@ def section(
     reasons = found.reasons | (dict.fromkeys(part.metrics, why) if why else {})
     tables, numbers = [], found.numbers
     if numbers:
-        tables.append(systems_table(part.title, numbers, metrics, TITLES, reasons, part.note))
+        caption = f"{part.title} in numbers"
+        tables.append(systems_table(caption, numbers, metrics, TITLES, reasons, part.note))
     for name, rows in found.tables.items():
         if (shown := part.tables[name].shown) is not None:
             records = [shown(row) for row in rows]
