@@ -312,12 +312,12 @@ def test_card_without_number_has_its_reason(reason: str) -> None:
 
 
 def test_reasons_by_name() -> None:
-    """Catches a general reason that hides the particular one."""
+    """Catches a general reason that hides the particular one, and none where none is meant."""
     reasons = {"vae.a": "both", "a": "metric", "vae": "system"}
-    numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}}
+    numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}, "prior": {"a": None}}
     table = systems_table("T", numbers, {}, {}, reasons)
     found = [[cell.reason for cell in row[1:]] for row in table.rows]
-    assert found == [["metric", "both"], ["", "system"]]
+    assert found == [["metric", "both", "metric"], ["", "system", "does not apply"]]
 
 
 @pytest.mark.parametrize(
