@@ -150,6 +150,8 @@ class _Header(tarfile.TarInfo):
 
 def _untar(path: Path, folder: Path) -> None:
     """Regular files and hard links, which have a target in the tar; symbolic links are none."""
+    if not hasattr(tarfile, "data_filter"):  # which keeps members inside of the folder
+        raise UserError(f"{path}: Python 3.11.4 or newer unpacks it; else unpack it yourself")
     mode = f"r:{TARS[_ending(path)]}"
     with tarfile.open(path, mode, tarinfo=_Header, errorlevel=2) as archive:  # type: ignore[call-overload]
         for member in archive:
