@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 from tiny import tiny_params, write_params
 
+from scorevae.config import read_tree
+
 ROOT = Path(__file__).resolve().parents[1]
-GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+GRAPH = read_tree(ROOT / "dvc.yaml")
 STAGES = ["download", "train_prior", "train_vae_baseline", "train_encoder", "reconstruct"]
 STAGES += ["evaluate"]
 OUTPUTS = ("data", "models", "results")  # the folders that stages write into

@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-import yaml
 from tiny import EVALUATE, tiny_config, write_encoder, write_prior, write_vae
 
 from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS
+from scorevae.config import read_tree
 from scorevae.data.arrays import Split, to_tensor
 from scorevae.errors import Unavailable
 from scorevae.evaluation import figures, probe, stage
@@ -282,7 +282,7 @@ def test_a_part_is_one_declaration(
     assert "All toys" in page
     assert page.count("Toys counted") == 2  # in the table and on a card
     # DVC plots what lies in the folder of figures, whoever drew it.
-    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    plots = read_tree(ROOT / "dvc.yaml")["plots"]
     assert "results/figures" in plots
     assert written.figures == tmp_path / "results/figures"
     assert [path.name for path in written.figures.iterdir()] == ["toy_figure.png"]

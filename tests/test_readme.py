@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from tiny import save_tiny_models
 
+from scorevae.config import read_tree
 from scorevae.runtime.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,7 @@ def test_named_commands_and_settings_exist() -> None:
     assert len(makes) > 5
     for page, target in makes:
         assert target in targets, f"{page.name}: make {target}"
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_tree(ROOT / "params.yaml")
     keys = list(named(r"-S ([\w.]+)="))
     assert len(keys) > 5
     for page, key in keys:

@@ -531,6 +531,14 @@ def test_member_that_cannot_be_unpacked(tmp_path: Path) -> None:
         contents(path)
 
 
+def test_python_without_tarfile_s_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a traceback under Python 3.11.0 to 3.11.3, whose tarfile would write anywhere."""
+    path = write(tmp_path / "set.tar", {"a.png": png(8, 8)})
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UserError, match=r"set\.tar: Python 3\.11\.4 or newer unpacks it"):
+        contents(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated_archive(tmp_path: Path, kind: str, share: float) -> None:
