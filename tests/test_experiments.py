@@ -125,6 +125,6 @@ def test_queue_runs_each_experiment_with_its_own_code(
 
 EDIT = """
 
-def l2_distances(originals: Images, reconstructions: Images) -> Tensor:
+def l2_distances(originals: Images, reconstructions: Images) -> PerSample:
     return torch.full((len(originals),), 1000.0)
 """

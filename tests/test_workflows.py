@@ -418,6 +418,7 @@ def test_steps_of_reproduce(
 
     # The results adopted, as the guide says, and asked for on a machine that has nothing.
     for name, content in kept.items():
+        (clone.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (clone.folder / name).write_bytes(content)
     clone.commit()
     elsewhere = Runner(other, clone.folder, {})
