@@ -512,7 +512,7 @@ def test_real_cifar10(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert labels[:4].tolist() == [3, 8, 8, 0]  # a cat, two ships, an airplane
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_real_cifar10_as_jpeg(out: Path) -> None:
     """Catches images lost, or numbers of classes that are not the official ones, at full size."""
     root = shared("cifar-10-jpeg")
