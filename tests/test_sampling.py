@@ -41,7 +41,7 @@ SNR = 0.1
 
 def settings_of(sampler: str, steps: int) -> SamplingConfig:
     return SamplingConfig(
-        sampler=sampler, grid="log_snr", steps=steps, corrector_snr=SNR, clip=False
+        sampler=sampler, grid="log_snr", steps=steps, corrector_snr=SNR, noise_scale=1, clip=False
     )
 
 

@@ -105,7 +105,7 @@ def test_no_guidance_is_the_prior_bit_for_bit(sde: SDE, sampler: str) -> None:
     """An encoder that is called after all: 0 · inf is nan, and its time is spent for nothing."""
     oracle = skewed(sde)
     settings = SamplingConfig(
-        sampler=sampler, grid="log_snr", steps=6, corrector_snr=0.1, clip=False
+        sampler=sampler, grid="log_snr", steps=6, corrector_snr=0.1, noise_scale=1, clip=False
     )
     x_1 = sde.terminal_std * normal((4, 3), 0)
 

@@ -34,7 +34,7 @@ NO_PARTS = {f"evaluate.{part}.images": 0 for part in EVALUATE}
 
 def protocol(sampler: str, grid: str, z: str, *, clip: bool) -> dict[str, Any]:
     """A way to reconstruct, in three steps."""
-    steps = {"steps": 3, "corrector_snr": 0.16}
+    steps = {"steps": 3, "corrector_snr": 0.16, "noise_scale": 1.0}
     return {"sampler": sampler, "grid": grid, "clip": clip, "z": z} | steps
 
 

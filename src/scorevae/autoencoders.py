@@ -28,7 +28,12 @@ from scorevae.sde import perturb
 from scorevae.shapes import Groups, Images, Latents, PerSample
 
 DEFAULT_SAMPLING = SamplingConfig(
-    sampler="sde_dpm_solver_pp", grid="log_snr", steps=20, corrector_snr=0.16, clip=True
+    sampler="sde_dpm_solver_pp",
+    grid="log_snr",
+    steps=20,
+    corrector_snr=0.16,
+    noise_scale=1.0,
+    clip=True,
 )
 
 

@@ -83,6 +83,7 @@ class SamplingConfig(Section):
     grid: Grid
     steps: Count
     corrector_snr: Positive  # predictor_corrector
+    noise_scale: NonNegative  # τ
     clip: bool
 
 

@@ -129,26 +129,41 @@ class DPMSolverPP2M:
         return kept + alpha_s * gain * estimate + sigma_s * torch.sqrt(gain) * noise(x)
 
 
-def predictor_corrector(snr: float) -> Step:
+def scaled(step: Step, noise_scale: float) -> Step:
+    """The same step with its noise multiplied by τ."""
+
+    def scaled_step(score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn) -> Data:
+        return step(score, sde, x, t, s, lambda x: noise_scale * noise(x))
+
+    return scaled_step
+
+
+def predictor_corrector(snr: float, noise_scale: float) -> Step:
     """Euler–Maruyama, then one Langevin step at the new time; two evaluations a step.
 
     Song 2020, algorithms 4 and 5: x ← x + η s + √(2η) noise with
     η = 2 α² (snr ‖noise‖/‖s‖)², norms averaged over the batch, α² taken as 1 (it is their α_i).
     """
+    predict = scaled(euler_maruyama, noise_scale)
 
     def step(score: ScoreFn, sde: SDE, x: Data, t: Times, s: Times, noise: NoiseFn) -> Data:
-        x = euler_maruyama(score, sde, x, t, s, noise)
-        return langevin(score, x, s, noise, snr=snr)
+        x = predict(score, sde, x, t, s, noise)
+        return langevin(score, x, s, noise, snr=snr, noise_scale=noise_scale)
 
     return step
 
 
-def langevin(score: ScoreFn, x: Data, t: Times, noise: NoiseFn, *, snr: float) -> Data:
-    """One Langevin step towards p_t; its size follows from the signal-to-noise ratio ``snr``."""
+def langevin(
+    score: ScoreFn, x: Data, t: Times, noise: NoiseFn, *, snr: float, noise_scale: float = 1.0
+) -> Data:
+    """One Langevin step towards p_t; its size follows from the signal-to-noise ratio ``snr``.
+
+    τ scales the noise that is added, not that which gives the step its size.
+    """
     gradient, fresh = score(x, t), noise(x)
     ratio = fresh.flatten(1).norm(dim=1).mean() / gradient.flatten(1).norm(dim=1).mean()
     size = 2 * (snr * ratio) ** 2
-    return x + size * gradient + torch.sqrt(2 * size) * fresh
+    return x + size * gradient + torch.sqrt(2 * size) * (noise_scale * fresh)
 
 
 class Sampler(NamedTuple):
@@ -159,13 +174,15 @@ class Sampler(NamedTuple):
 
 
 SAMPLERS = {
-    "euler_maruyama": Sampler(lambda settings: euler_maruyama, 1),
+    "euler_maruyama": Sampler(lambda settings: scaled(euler_maruyama, settings.noise_scale), 1),
     "ddim": Sampler(lambda settings: ddim, 1),
     "heun": Sampler(lambda settings: heun, 2),
     "dpm_solver_pp": Sampler(lambda settings: DPMSolverPP2M(stochastic=False), 1),
-    "sde_dpm_solver_pp": Sampler(lambda settings: DPMSolverPP2M(stochastic=True), 1),
+    "sde_dpm_solver_pp": Sampler(
+        lambda settings: scaled(DPMSolverPP2M(stochastic=True), settings.noise_scale), 1
+    ),
     "predictor_corrector": Sampler(
-        lambda settings: predictor_corrector(settings.corrector_snr), 2
+        lambda settings: predictor_corrector(settings.corrector_snr, settings.noise_scale), 2
     ),
 }
 
@@ -221,13 +238,17 @@ def generate(
 
     The last evaluation returns E[x_0|x_{t_min}] of the (combined) score, without noise, for
     every sampler alike.
+
+    τ = ``noise_scale`` multiplies x_1 and the noise of every step (variance-scaled reverse
+    diffusion, arXiv 2503.20297). τ = 1 is the model; where p(x_0|z) is Gaussian, τ leaves the mean
+    of what is drawn and multiplies its covariance by τ². τ = 0 is one deterministic image.
     """
     if settings.clip:
         score = clipped(score, sde)
-    x, t = x_1, torch.tensor(1.0, dtype=torch.float64)
+    x, t = settings.noise_scale * x_1, torch.tensor(1.0, dtype=torch.float64)
     if settings.steps > 1:
         times = GRIDS[settings.grid](sde, settings.steps - 1)
-        x, t = integrate(score, sde, x_1, times, step=make_step(settings), noise=noise), times[-1]
+        x, t = integrate(score, sde, x, times, step=make_step(settings), noise=noise), times[-1]
     return score_to_denoised(sde, score(x, t), x, t)
 
 
