@@ -29,6 +29,7 @@ FileName = Annotated[str, Field(min_length=1)]  # an empty one would be the curr
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Counts = Annotated[list[Count], Field(min_length=1)]
 TimeDistribution = Literal["uniform", "log_snr"]
+VAEError = Literal["squared", "squared_unit", "paper"]
 Grid = Literal["uniform", "log_snr", "karras"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
@@ -289,7 +290,7 @@ class PriorConfig(Section):
 class VAEConfig(Section):
     """The β-VAE baseline."""
 
-    error: Literal["squared", "norm"]
+    error: VAEError
     training: TrainingConfig
 
 

@@ -10,6 +10,7 @@ so every combination of weighting and time distribution is an unbiased estimate 
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from scorevae.config import ObjectiveConfig, TimeDistribution, WarmStartConfig
+from scorevae.config import ObjectiveConfig, TimeDistribution, VAEError, WarmStartConfig
 from scorevae.gaussian import DiagonalGaussian, normal_like
 from scorevae.score import Encoder, ScoreFn, latent_score
 from scorevae.sde import SDE, log_snr_range, over, perturb
@@ -126,16 +127,29 @@ class VAE(Protocol):
     decoder: nn.Module
 
 
+# Of ‖x − x̂‖² of images in [−1, 1]. Images in [0, 1] are half as far apart.
+VAE_ERRORS: dict[VAEError, Callable[[PerSample], PerSample]] = {
+    "squared": lambda squared: 0.5 * squared,
+    "squared_unit": lambda squared: 0.125 * squared,
+    "paper": lambda squared: 0.5 * squared.sqrt(),
+}
+
+
 @dataclass(frozen=True)
 class VAEObjective(Objective):
-    """β-VAE, eq. 2: ½ ‖x − x̂‖² + β KL(q(z|x) ‖ N(0, I)).
+    """β-VAE, eq. 2: a distortion + β KL(q(z|x) ‖ N(0, I)).
 
-    ``error="norm"`` puts ‖x − x̂‖ in place of ½ ‖x − x̂‖², as the published code does.
+    The distortion by ``error``: squared, ½ ‖x − x̂‖² of images in [−1, 1]; squared_unit, the same
+    of images in [0, 1], a quarter of it; paper, ‖x − x̂‖ of images in [0, 1], not squared, as in
+    the code behind the paper's tables.
+
+    β sets the squared error D that z leaves in each of its directions of Gaussian data (reverse
+    water-filling): D = β, and D = β E‖x − x̂‖ for the norm, each in the units of its images.
     """
 
     latent: int
     beta: float
-    error: Literal["squared", "norm"]
+    error: VAEError
 
     def draw(self, x_0: Data, generator: torch.Generator) -> Latents:
         """The noise of z."""
@@ -145,7 +159,7 @@ class VAEObjective(Objective):
         """``loss`` of encoder and decoder; ``distortion`` and ``rate``, the KL."""
         posterior: DiagonalGaussian = module.encoder(x_0, torch.zeros(len(x_0), device=x_0.device))
         squared = _squared_norm(x_0 - module.decoder(posterior.at(draw)))
-        distortion = 0.5 * squared if self.error == "squared" else squared.sqrt()
+        distortion = VAE_ERRORS[self.error](squared)
         rate = posterior.kl_to_standard_normal()
         return {"loss": distortion + self.beta * rate, "distortion": distortion, "rate": rate}
 
