@@ -355,6 +355,7 @@ class SystemRow(NamedTuple):
     title: str
     weights: tuple[str, ...]  # its files in the folder of models
     load: Callable[[Path, ProtocolConfig, int], System]  # folder, how to draw, batch
+    phases: tuple[str, ...]  # the trainings that decide what it is worth
     # As printed in tables 1 and 2 of arXiv 2304.12141 (β = 0.01): data set -> metric -> number.
     published: Mapping[str, Mapping[str, str]]
 
@@ -365,6 +366,7 @@ SYSTEMS = {
         "ScoreVAE",
         ("prior.safetensors", "encoder.safetensors"),
         lambda folder, sampling, batch: ScoreVAE.load(folder, sampling=sampling, batch=batch),
+        ("prior", "objective"),
         {
             "CIFAR-10": {"l2": "2.634", "paper_lpips": "0.125"},
             "CelebA 64×64": {"l2": "7.322", "paper_lpips": "0.158"},
@@ -374,6 +376,7 @@ SYSTEMS = {
         "VAE",
         ("vae.safetensors",),
         lambda folder, sampling, batch: VAE.load(folder, batch=batch),
+        ("vae",),
         {
             "CIFAR-10": {"l2": "3.410", "paper_lpips": "0.269"},
             "CelebA 64×64": {"l2": "6.97", "paper_lpips": "0.217"},

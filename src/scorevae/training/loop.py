@@ -3,9 +3,10 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -80,6 +81,21 @@ def learning_rate(settings: TrainingConfig, step: int) -> float:
     return 0.5 * settings.learning_rate * (1 + math.cos(math.pi * done))
 
 
+def falling(points: Sequence[tuple[int, float]]) -> float | None:
+    """How fast a loss still falls: percent for each doubling of the steps.
+
+    A least-squares line through (log₂ step, loss) of the last fifth of the steps, or of the last
+    two points where that holds fewer, its slope over |last loss|. Positive while the loss falls.
+    None for fewer than two points, and where the last loss is zero.
+    """
+    late = [point for point in points if point[0] >= 0.8 * points[-1][0]]
+    steps, losses = np.array(late if len(late) > 1 else points[-2:]).reshape(-1, 2).T
+    if len(steps) < 2 or losses[-1] == 0:
+        return None
+    slope = np.polyfit(np.log2(steps), losses, 1)[0]
+    return float(-100 * slope / abs(losses[-1]))
+
+
 def average(module: nn.Module, ema: float) -> AveragedModel:
     """Exponential moving average with decay min(ema, (1 + n)/(10 + n)) at its n-th update.
 
@@ -124,7 +140,8 @@ def fit(
         seed: of the experiment.
         name: of this run, part of every derived seed.
         record: receives (step, numbers); on resuming, earlier ones once more, in order.
-        validate: numbers for the averaged weights, every ``validate_every`` steps and at the end.
+        validate: numbers for the averaged weights, every ``validate_every`` steps and at the end;
+            of their ``test_loss`` the last record says by ``falling`` whether it still does.
         state: keeps the resumable state.
         accelerator: device and processes.
 
@@ -166,7 +183,7 @@ def fit(
             log.add(step + 1, {**losses, "gradient_norm": norm})
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.validate_every == 0:
-                log.write(step + 1, _validated(validate, averaged.module))
+                log.validated(step + 1, _validated(validate, averaged.module), last=last)
             bar(step + 1, log.latest)
             reason = stopping()
             if last or reason or time.monotonic() - saved_at > interval:
@@ -261,6 +278,14 @@ class _Log:
             self.latest = {n: v.item() / self._count for n, v in self._sums.items()}
             self._sums, self._count = {}, 0
             self.write(step, self.latest)
+
+    def validated(self, step: int, numbers: dict[str, float], *, last: bool) -> None:
+        """Write what validation gave; at the end, how fast the test loss still falls."""
+        if last and "test_loss" in numbers:
+            before = [(s, row["test_loss"]) for s, row in self._rows if "test_loss" in row]
+            slope = falling([*before, (step, numbers["test_loss"])])
+            numbers = numbers if slope is None else {**numbers, "falling": slope}
+        self.write(step, numbers)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         # milliseconds since 1970: by it MLflow knows a point again, also after resuming

@@ -13,6 +13,7 @@ from scorevae.errors import Unavailable
 from scorevae.evaluation import lpips, metrics
 from scorevae.evaluation.figures import Figure, image_rows, lines
 from scorevae.evaluation.part import Caption, Found, Numbers, Part, Subject
+from scorevae.evaluation.parts.training import FINISHED, still_falling
 from scorevae.evaluation.report.page import Card, Cell, Label, Number, Table
 from scorevae.evaluation.report.tables import ARROW_NOTE, Metric, number, reason_of
 from scorevae.gaussian import DiagonalGaussian
@@ -34,11 +35,12 @@ def compute(subject: Subject) -> Found:
     judges, reasons = open_judges(subject)
     threshold, found = config.evaluate.active_threshold, subject.reconstructed.items()
     numbers = {name: summarise(x, system, threshold, judges) for name, system in found}
+    unfinished = add_falling(numbers, subject, reasons)
     data = PUBLISHED.get(config.preset)
     return Found(
         numbers,
         figures=draw(subject),
-        notes=notes(config.preset),
+        notes=[*unfinished, *notes(config.preset)],
         reasons=reasons,
         cards=[ratio_card(numbers)],
         page=[] if data is None else [paper_table(config, numbers, data, reasons)],
@@ -90,6 +92,25 @@ def summarise(
         "active_units": metrics.active_units(system.posterior, active_threshold),
         "class_agreement": metrics.class_agreement(classifier, x, x_hat) if classifier else None,
     }
+
+
+def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> list[str]:
+    """Add ``falling_percent`` of each system, the worst of its trainings; name the unfinished."""
+    notes = []
+    for name, values in numbers.items():
+        system = SYSTEMS[name]
+        try:
+            found = still_falling(subject.curves, system.phases)
+        except Unavailable as reason:
+            found, reasons["falling_percent"] = {}, str(reason)
+        values["falling_percent"] = max(found.values(), default=None)
+        for phase, percent in found.items():
+            if percent > FINISHED:
+                notes.append(
+                    f"{system.title} is unfinished: at the end of its training “{phase}” the test "
+                    f"loss still fell by {percent:.1f} % for each doubling of the steps."
+                )
+    return notes
 
 
 # Presets on the paper's data; in the last one's budget only the ratio of systems compares.
@@ -187,6 +208,11 @@ METRICS = {
     "active_units": Metric("Active units", "latents whose mean varies over the data"),
     "class_agreement": Metric(
         "Class agreement", "share of a classifier's verdicts that x̂ and x share", "higher"
+    ),
+    "falling_percent": Metric(
+        "Still falling, %",
+        f"of its test loss, for each doubling of the steps; above {FINISHED:g}: unfinished",
+        digits=1,
     ),
 }
 PART = Part(

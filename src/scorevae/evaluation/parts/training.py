@@ -19,6 +19,7 @@ PHASES = {
     "warm_start": Label("Encoder, warm start", "regression on the VAE's encoder"),
     "objective": Label("Encoder, objective", "arXiv 2304.12141 §3.5"),
 }
+FINISHED = 2.0  # percent for each doubling of the steps: a training that falls by less has ended
 Record = Mapping[str, str]  # a row of a curve file
 
 
@@ -30,6 +31,7 @@ class Phase(NamedTuple):
     seconds: float
     loss: float | None
     test_loss: float | None
+    falling: float | None  # percent for each doubling of the steps, at the end
 
 
 def compute(subject: Subject) -> Found:
@@ -37,6 +39,16 @@ def compute(subject: Subject) -> Found:
     curves = {name: read_curve(subject.curves / f"{name}.csv") for name in CURVES}
     phases = [phase for records in curves.values() for phase in read_phases(records)]
     return Found(figures={"training_curves": draw(curves)}, page=[table(phases)])
+
+
+def still_falling(folder: Path, phases: Sequence[str]) -> dict[str, float]:
+    """How fast the test loss of each of these phases fell at its end, where that was recorded.
+
+    Raises:
+        Unavailable: as :func:`read_curve`.
+    """
+    found = [phase for name in CURVES for phase in read_phases(read_curve(folder / f"{name}.csv"))]
+    return {p.name: p.falling for p in found if p.name in phases and p.falling is not None}
 
 
 def read_curve(path: Path) -> list[Record]:
@@ -63,7 +75,8 @@ def read_phases(records: Sequence[Record]) -> list[Phase]:
     for name, own in by_phase(records).items():
         steps = max(int(row["step"]) for row in own)
         seconds = max(float(row["seconds"]) for row in own)
-        phases.append(Phase(name, steps, seconds, _last(own, "loss"), _last(own, "test_loss")))
+        ends = (_last(own, column) for column in ("loss", "test_loss", "falling"))
+        phases.append(Phase(name, steps, seconds, *ends))
     return phases
 
 
@@ -81,9 +94,13 @@ def _last(records: Sequence[Record], column: str) -> float | None:
 def table(phases: Sequence[Phase]) -> Table:
     """Steps, time and final loss of every training."""
     total = sum(phase.seconds for phase in phases)
-    columns = ["Training", "Steps", "Time, s", "ms per step", "Loss", "Test loss"]
-    note = f"{duration(total)} of training in all, validation included. Losses of different rows "
-    note += "are different quantities."
+    columns = ["Training", "Steps", "Time, s", "ms per step", "Loss", "Test loss", "Falling, %"]
+    note = (
+        f"{duration(total)} of training in all, validation included. Losses of different rows are "
+        "different quantities. Falling: by how much of itself the test loss still fell for each "
+        f"doubling of the steps, over the last fifth of them; under {FINISHED:g} % counts as "
+        "finished."
+    )
     return Table("Trainings", columns, [_row(phase) for phase in phases], note)
 
 
@@ -92,7 +109,7 @@ def _row(phase: Phase) -> list[Cell]:
     each = 1000 * phase.seconds / phase.steps if phase.steps else None
     losses = (Number(loss, reason="not recorded") for loss in (phase.loss, phase.test_loss))
     spent = Number(phase.steps), Number(phase.seconds, 1), Number(each, 1, reason="no steps")
-    return [head, *spent, *losses]
+    return [head, *spent, *losses, Number(phase.falling, 1, reason="validated once")]
 
 
 def duration(seconds: float) -> str:
