@@ -23,8 +23,8 @@ from scorevae.networks.prior import Prior, PriorHeader, load_prior
 from scorevae.networks.vae import TrainedVAE, VAEHeader, load_vae
 from scorevae.randomness import make_generator
 from scorevae.sampling import KeptBatches, Report, draw_in_batches
-from scorevae.score import Encoder, Posterior, ScoreFn, prior_score
-from scorevae.sde import perturb
+from scorevae.score import ConditionalScore, Encoder, Posterior, ScoreFn, prior_score
+from scorevae.sde import SDE, perturb
 from scorevae.shapes import Groups, Images, Latents, PerSample
 
 DEFAULT_SAMPLING = SamplingConfig(
@@ -46,7 +46,7 @@ class System(ABC):
     def __init__(
         self, header: EncoderHeader | VAEHeader, device: torch.device | str | None, batch: int
     ) -> None:
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = chosen_device(device)
         self.batch, self.image_shape, self.latent = batch, header.image.shape, header.latent
 
     @property
@@ -95,60 +95,31 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class ScoreVAE(System):
-    """p(x|z) ∝ p(x) q(z|x): a diffusion prior and a time-dependent encoder, no decoder.
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device that is asked for, else :func:`default_device`."""
+    return default_device() if device is None else torch.device(device)
 
-    arXiv 2304.12141. With a deterministic sampler (ddim, heun, dpm_solver_pp) ``batch`` does not
-    change results beyond rounding, with a stochastic one the noise depends on it.
+
+class DiffusionSystem(System):
+    """What draws from p(x|z) by a reverse process: a score for each z, and an encoder.
+
+    With a deterministic sampler (ddim, heun, dpm_solver_pp) ``batch`` does not change results
+    beyond rounding, with a stochastic one the noise depends on it.
     """
 
     def __init__(
         self,
-        prior: Prior,
-        encoder: TrainedEncoder,
+        header: EncoderHeader,
+        sde: SDE,
+        posterior: ConditionalScore,
         *,
-        device: torch.device | str | None = None,
-        sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        device: torch.device,
+        sampling: SamplingConfig,
+        batch: int,
     ) -> None:
-        """Combine a prior and an encoder.
-
-        Args:
-            prior: from :func:`scorevae.networks.prior.load_prior`.
-            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
-            device: where networks run; CUDA if there is one, else the CPU.
-            sampling: how images are drawn.
-            batch: images in one evaluation of the networks.
-
-        Raises:
-            UserError: prior and encoder were trained under different processes or image shapes.
-        """
-        _check_same_space(prior.header, encoder.header)
-        super().__init__(encoder.header, device, batch)
-        self.sampling, self.sde = sampling, prior.sde
-        self.posterior = Posterior(
-            prior_score(prior.network.to(self.device), prior.sde),
-            encoder.network.to(self.device),
-            log_determinant=encoder.header.log_determinant == "full",
-        )
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        *,
-        device: torch.device | str | None = None,
-        sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
-    ) -> Self:
-        """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
-
-        Raises:
-            UserError: a file is missing, foreign or does not fit the other.
-        """
-        prior = load_prior(Path(folder) / "prior.safetensors")
-        encoder = load_encoder(Path(folder) / "encoder.safetensors")
-        return cls(prior, encoder, device=device, sampling=sampling, batch=batch)
+        """Draw by these scores, whose networks are on the device, under this process."""
+        super().__init__(header, device, batch)
+        self.sde, self.posterior, self.sampling = sde, posterior, sampling
 
     def with_sampling(self, sampling: SamplingConfig) -> Self:
         """The same networks, with images drawn in another way."""
@@ -158,31 +129,12 @@ class ScoreVAE(System):
 
     @property
     def encoder(self) -> Encoder:
-        """The time-dependent encoder."""
+        """The encoder of its scores."""
         return self.posterior.encoder
 
-    @torch.no_grad()
-    def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
-        """q(z|x_t, t) of images in [0, 1] to which the noise of time t is added.
-
-        The noise follows from the seed alone: for several t it is the same, only scaled. At t = 0
-        this is :meth:`encode`.
-
-        Raises:
-            UserError: as :meth:`encode`, or a time at which the encoder was never trained.
-        """
-        if t == 0:
-            return self.encode(images)
-        if not self.sde.t_min <= t <= 1:
-            raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
-        self._check_images(images)
-        noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
-        parts = []
-        for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
-            times = torch.full((len(chunk),), t, device=self.device)
-            x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
-            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
-        return _joined(parts)
+    def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
+        """s(x_t, z, t), on the device; γ as in :meth:`scorevae.score.ConditionalScore.score`."""
+        return self.posterior.score(z, guidance=guidance)
 
     def decode(
         self,
@@ -199,7 +151,7 @@ class ScoreVAE(System):
 
         Args:
             z: latents, (count, latent).
-            guidance: γ of :meth:`scorevae.score.Posterior.score`.
+            guidance: γ of :meth:`score`.
             seed: of x_1 and of the sampler's noise.
             x_1: the noise to start from, standard normal, instead of a draw.
             shared: so many consecutive latents see the same noise of the sampler.
@@ -215,7 +167,7 @@ class ScoreVAE(System):
             raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {shape}")
 
         def score(rows: slice) -> ScoreFn:
-            return self.posterior.score(z[rows].to(self.device), guidance=guidance)
+            return self.score(z[rows].to(self.device), guidance=guidance)
 
         return self._draw(score, x_1, seed, shared, report, kept)
 
@@ -290,6 +242,86 @@ class ScoreVAE(System):
             kept=kept,
         )
         return to_unit_range(x_0)
+
+
+class ScoreVAE(DiffusionSystem):
+    """p(x|z) ∝ p(x) q(z|x): a diffusion prior and a time-dependent encoder, no decoder.
+
+    arXiv 2304.12141.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        encoder: TrainedEncoder,
+        *,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        batch: int = 500,
+    ) -> None:
+        """Combine a prior and an encoder.
+
+        Args:
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
+            device: where networks run; CUDA if there is one, else the CPU.
+            sampling: how images are drawn.
+            batch: images in one evaluation of the networks.
+
+        Raises:
+            UserError: prior and encoder were trained under different processes or image shapes.
+        """
+        _check_same_space(prior.header, encoder.header)
+        device = chosen_device(device)
+        posterior = Posterior(
+            prior_score(prior.network.to(device), prior.sde),
+            encoder.network.to(device),
+            log_determinant=encoder.header.log_determinant == "full",
+        )
+        super().__init__(
+            encoder.header, prior.sde, posterior, device=device, sampling=sampling, batch=batch
+        )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        batch: int = 500,
+    ) -> Self:
+        """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
+
+        Raises:
+            UserError: a file is missing, foreign or does not fit the other.
+        """
+        prior = load_prior(Path(folder) / "prior.safetensors")
+        encoder = load_encoder(Path(folder) / "encoder.safetensors")
+        return cls(prior, encoder, device=device, sampling=sampling, batch=batch)
+
+    @torch.no_grad()
+    def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
+        """q(z|x_t, t) of images in [0, 1] to which the noise of time t is added.
+
+        The noise follows from the seed alone: for several t it is the same, only scaled. At t = 0
+        this is :meth:`encode`.
+
+        Raises:
+            UserError: as :meth:`encode`, or a time at which the encoder was never trained.
+        """
+        if t == 0:
+            return self.encode(images)
+        if not self.sde.t_min <= t <= 1:
+            raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
+        self._check_images(images)
+        noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
+        parts = []
+        for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
+            times = torch.full((len(chunk),), t, device=self.device)
+            x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
+            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
+        return _joined(parts)
 
 
 def _check_same_space(prior: PriorHeader, encoder: EncoderHeader) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scorevae.autoencoders import ScoreVAE, System
+from scorevae.autoencoders import DiffusionSystem, System
 from scorevae.config import Config
 from scorevae.data.arrays import read_array
 from scorevae.errors import UserError
@@ -41,7 +41,7 @@ def reconstruct(
     found = {}
     for name, system in systems.items():
         posterior = system.encode(originals)
-        if isinstance(system, ScoreVAE):
+        if isinstance(system, DiffusionSystem):
             images = _decode(system, latents(posterior, config), config, kept)
         else:
             images = system.decode(posterior.mean)
@@ -56,7 +56,7 @@ def latents(posterior: DiagonalGaussian, config: Config) -> Latents:
     return posterior.sample(make_generator("cpu", config.seed, "reconstruct", "z"))
 
 
-def _decode(model: ScoreVAE, z: Latents, config: Config, kept: BatchFolder) -> Images:
+def _decode(model: DiffusionSystem, z: Latents, config: Config, kept: BatchFolder) -> Images:
     """Decode batch by batch; a run that is started again goes on after the last finished one."""
     with progress("reconstruct", kept.rows(), len(z)) as shown, stop_requests() as stopping:
 

@@ -5,6 +5,7 @@ p(x_t|x_0) = N(α x_0, σ² I) it is equivalent to a noise prediction ε̂ = −
 image x̂_0 = (x_t + σ² s)/α (Tweedie's formula).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,27 +84,21 @@ def latent_score(
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """p(x|z) ∝ p(x) q(z|x) by its scores: that of the prior, and what z adds to it."""
+class ConditionalScore(ABC):
+    """p(x|z) by its scores: that of the prior, and what z adds to it."""
 
     prior: ScoreFn  # s_p
     encoder: Encoder
-    log_determinant: bool = True  # as the encoder was trained, see :func:`latent_score`
 
+    @abstractmethod
     def correction(self, z: Latents) -> ScoreFn:
-        """What z adds to the prior's score, all of it: ∇_{x_t} ln q(z|x_t, t)."""
-
-        def score(x_t: Data, t: Times) -> Data:
-            return latent_score(self.encoder, x_t, t, z, log_determinant=self.log_determinant)
-
-        return score
+        """What z adds to the prior's score, all of it."""
 
     def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
-        """Bayes' rule for scores, §3.3: s(x_t, z, t) = s_p(x_t, t) + γ ∇_{x_t} ln q(z|x_t, t).
+        """s(x_t, z, t) = s_p(x_t, t) + γ correction(x_t, t).
 
-        γ = 1 is the model of the paper; γ = 0 is the prior itself (the encoder is not called);
-        any other γ is a different, sharpened or softened model to which no bound of the paper
-        applies.
+        γ = 1 is the model; γ = 0 is the prior itself (nothing else is called); any other γ is a
+        different, sharpened or softened model to which no bound of the paper applies.
         """
         if guidance == 0:
             return self.prior
@@ -114,5 +109,20 @@ class Posterior:
             with torch.no_grad():
                 added = correction(x_t, t)
             return self.prior(x_t, t) + guidance * added
+
+        return score
+
+
+@dataclass(frozen=True)
+class Posterior(ConditionalScore):
+    """p(x|z) ∝ p(x) q(z|x): Bayes' rule for scores, §3.3."""
+
+    log_determinant: bool = True  # as the encoder was trained, see :func:`latent_score`
+
+    def correction(self, z: Latents) -> ScoreFn:
+        """∇_{x_t} ln q(z|x_t, t)."""
+
+        def score(x_t: Data, t: Times) -> Data:
+            return latent_score(self.encoder, x_t, t, z, log_determinant=self.log_determinant)
 
         return score

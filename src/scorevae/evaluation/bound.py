@@ -32,7 +32,7 @@ from torch import Tensor
 from scorevae.errors import UserError
 from scorevae.randomness import make_generator
 from scorevae.sampling import Report
-from scorevae.score import Posterior, ScoreFn
+from scorevae.score import ConditionalScore, ScoreFn
 from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Times
 
@@ -122,7 +122,7 @@ def likelihood_bound(
     x_0: Data,
     *,
     sde: SDE,
-    posterior: Posterior | ScoreFn,
+    posterior: ConditionalScore | ScoreFn,
     repeats: int,
     draws: int,
     batch: int,
@@ -135,7 +135,7 @@ def likelihood_bound(
     """Bounds on −ln p(x_0), see the module; results are on the CPU.
 
     x_0 holds 8-bit grey values in [−1, 1] on the networks' device; ``posterior`` is s_p and
-    q(z|x_t, t), or s_p alone, for the bound of a prior.
+    what z adds to it, or s_p alone, for the bound of a prior.
 
     There are ``repeats`` (at least 2) estimates, each from ``draws`` of (t, noise, z) for every
     image. They are independent of each other: their spread is the Monte-Carlo error, however t is
@@ -213,11 +213,16 @@ def stratified_levels(
 
 
 def _sample(
-    sde: SDE, posterior: Posterior | ScoreFn, x_0: Data, log_snr: Draws, seed: int, first: int
+    sde: SDE,
+    posterior: ConditionalScore | ScoreFn,
+    x_0: Data,
+    log_snr: Draws,
+    seed: int,
+    first: int,
 ) -> tuple[Tensor, ...]:
     """‖ε‖² and ‖ε − ε̂_p‖² of some images, draw by draw; given q(z|x_t, t), ‖ε − ε̂‖² and rates."""
-    latent = posterior if isinstance(posterior, Posterior) else None
-    prior = posterior.prior if isinstance(posterior, Posterior) else posterior
+    latent = posterior if isinstance(posterior, ConditionalScore) else None
+    prior = posterior.prior if isinstance(posterior, ConditionalScore) else posterior
     rows, count = range(first, first + len(x_0)), log_snr.shape[1]
     noise = _noise(x_0, rows, (count, *x_0.shape[1:]), seed, "noise")
     times = sde.time_of_log_snr(log_snr.flatten()).reshape(log_snr.shape).to(x_0)
