@@ -1,7 +1,7 @@
 """The prior's network: a DDPM U-Net that predicts the noise in x_t."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +12,52 @@ from scorevae.networks.time import noise_level, unit_scale
 from scorevae.networks.weights import Header, load_weights, read_header
 from scorevae.sde import SDE, build_sde, over
 from scorevae.shapes import Images, Times
+
+
+def build_unet(
+    image: ImageConfig,
+    settings: UNetConfig,
+    in_channels: int,
+    **further: Any,  # noqa: ANN401 (arguments of diffusers)
+) -> nn.Module:
+    """diffusers' ``UNet2DModel`` (Ho et al. 2020) of ``params.yaml``, from images to images.
+
+    Raises:
+        UserError: the image cannot be halved as often as there are levels.
+    """
+    # Here, for who builds none: it takes seconds, as any path imports all of its models.
+    from diffusers import UNet2DModel
+
+    levels = len(settings.channels)
+    if image.size % 2 ** (levels - 1):
+        raise UserError(
+            f"prior.network.channels: {levels} levels do not divide images of size "
+            f"{image.size}; give fewer levels"
+        )
+    attends = [image.size // 2**level in settings.attention for level in range(levels)]
+    return UNet2DModel(
+        sample_size=image.size,
+        in_channels=in_channels,
+        out_channels=image.channels,
+        layers_per_block=settings.blocks,
+        block_out_channels=tuple(settings.channels),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
+        norm_num_groups=settings.groups,
+        dropout=settings.dropout,
+        add_attention=bool(settings.attention),
+        **further,
+    )
+
+
+def predicted_noise(
+    sde: SDE, kind: Literal["noise", "velocity"], output: Images, scaled: Images, t: Times
+) -> Images:
+    """ε̂ of what a U-Net gives for x_t at unit scale: that, or of the velocity σ x_t + α v."""
+    if kind == "noise":
+        return output
+    alpha, sigma = (over(part, scaled) for part in sde.marginal(t))
+    return (sigma * scaled + alpha * output) / torch.sqrt(alpha**2 + sigma**2)
 
 
 class PriorUNet(nn.Module):
@@ -25,40 +71,16 @@ class PriorUNet(nn.Module):
     """
 
     def __init__(self, image: ImageConfig, settings: UNetConfig, sde: SDE) -> None:
-        # Here, for who builds no prior: it takes seconds, as any path imports all of its models.
-        from diffusers import UNet2DModel
-
         super().__init__()
         self.sde = sde
         self.output = settings.output
-        levels = len(settings.channels)
-        if image.size % 2 ** (levels - 1):
-            raise UserError(
-                f"prior.network.channels: {levels} levels do not divide images of size "
-                f"{image.size}; give fewer levels"
-            )
-        attends = [image.size // 2**level in settings.attention for level in range(levels)]
-        self.unet = UNet2DModel(
-            sample_size=image.size,
-            in_channels=image.channels,
-            out_channels=image.channels,
-            layers_per_block=settings.blocks,
-            block_out_channels=tuple(settings.channels),
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
-            norm_num_groups=settings.groups,
-            dropout=settings.dropout,
-            add_attention=bool(settings.attention),
-        )
+        self.unet = build_unet(image, settings, image.channels)
 
     def forward(self, x_t: Images, t: Times) -> Images:
         """Predict the noise of x_t; t has shape () or (batch,)."""
         level, scaled = noise_level(self.sde, t), unit_scale(self.sde, x_t, t)
         output = self.unet(scaled, level.to(torch.float32), return_dict=False)[0]
-        if self.output == "noise":
-            return output
-        alpha, sigma = (over(part, x_t) for part in self.sde.marginal(t))
-        return (sigma * scaled + alpha * output) / torch.sqrt(alpha**2 + sigma**2)
+        return predicted_noise(self.sde, self.output, output, scaled, t)
 
 
 class PriorHeader(Header):
