@@ -42,7 +42,7 @@ def reconstruct(
     for name, system in systems.items():
         posterior = system.encode(originals)
         if isinstance(system, DiffusionSystem):
-            images = _decode(system, latents(posterior, config), config, kept)
+            images = _decode(system, latents(posterior, config), config, kept.of(name))
         else:
             images = system.decode(posterior.mean)
         found[name] = Reconstructions(images, posterior)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -116,11 +117,17 @@ class BatchFolder(NamedTuple):
     """Batches of a finite computation, one file each, kept until all of them are there."""
 
     folder: Path
+    name: str = ""  # of one of several computations whose batches lie side by side
+
+    def of(self, name: str) -> "BatchFolder":
+        """Those of one computation, in the same folder."""
+        return self._replace(name=f"{name}.")
 
     def rows(self) -> int:
         """How many rows are kept."""
-        ranges = (path.stem.split("-") for path in self.folder.glob("*-*.npy"))
-        return sum(int(stop) - int(start) for start, stop in ranges)
+        names = (path.name.removeprefix(self.name) for path in self.folder.glob("*.npy"))
+        ranges = (re.fullmatch(r"(\d+)-(\d+)\.npy", name) for name in names)
+        return sum(int(found[2]) - int(found[1]) for found in ranges if found)
 
     def load(self, rows: slice) -> Tensor | None:
         """A batch that was saved before; None if it was not, or is damaged."""
@@ -135,7 +142,7 @@ class BatchFolder(NamedTuple):
             np.save(file, values.numpy())
 
     def _path(self, rows: slice) -> Path:
-        return self.folder / f"{rows.start}-{rows.stop}.npy"
+        return self.folder / f"{self.name}{rows.start}-{rows.stop}.npy"
 
 
 class StateFolder:
