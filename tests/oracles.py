@@ -123,15 +123,15 @@ def randomise(network: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 class Network(torch.nn.Module):
-    """A function of (x_t, t) as the module that the package expects."""
+    """A function of (x_t, t), or (x_t, z, t), as the module that the package expects."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, *arguments: Tensor) -> Tensor:
         """The function's value."""
-        return self.function(x_t, t)
+        return self.function(*arguments)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from tiny import (
     committed_params,
     save_tiny_models,
     tiny_config,
+    write_corrector,
+    write_diffusion_decoder,
     write_encoder,
     write_prior,
     write_vae,
@@ -322,6 +324,8 @@ def test_vae(tmp_path: Path, kind: str) -> None:
 def test_systems_answer_to_the_same_verbs(folder: Path, name: str) -> None:
     """Catches a system whose verbs differ: one loop serves all rows of SYSTEMS."""
     write_vae(folder / "vae.safetensors", tiny_config())
+    write_corrector(folder, tiny_config())
+    write_diffusion_decoder(folder, tiny_config())
     assert all((folder / file).is_file() for file in SYSTEMS[name].weights)
     system, x = SYSTEMS[name].load(folder, tiny_config().sampling, 2), images()
     posterior = system.encode(x)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorevae.evaluation.bound import Bound, Bounds, Estimate, Integrand
+from scorevae.evaluation.bound import Bound, Estimate, Integrand
 from scorevae.evaluation.figures import save
 from scorevae.evaluation.parts.likelihood import draw
 
@@ -30,11 +30,10 @@ def bound(level: float, rate: float) -> Bound:
 @pytest.mark.parametrize("latent", [False, True])
 def test_the_integrand_is_drawn(tmp_path: Path, latent: bool) -> None:
     """Catches curves swapped, the prior missing, or a model without a latent that crashes."""
-    bounds = Bounds(bound(2.0, 0.0), bound(0.5, 7.0) if latent else None)
-    figure = draw(bounds)
+    drawn = {"prior": bound(2.0, 0.0)} | ({"ScoreVAE": bound(0.5, 7.0)} if latent else {})
+    figure = draw(drawn)
     (axis,) = figure.axes
     lines = {line.get_label().split(":")[0]: line for line in axis.get_lines()}
-    drawn = {"prior": bounds.prior} | ({"ScoreVAE": bounds.posterior} if latent else {})
     assert set(lines) == {*drawn, "t_min"}
     for name, shown in drawn.items():
         np.testing.assert_array_equal(lines[name].get_ydata(), shown.integrand.mean)

@@ -80,14 +80,14 @@ def test_every_part_runs(found: Analysis) -> None:
     assert set(found.reasons()) == {"lpips", "paper_lpips", "inception_distances"}
 
 
-def test_parts_declare_what_they_find(found: Analysis) -> None:
+def test_parts_declare_what_they_find(usual: Subject, found: Analysis) -> None:
     """Catches a number, table or figure that no declaration names, and one that never comes."""
     for part in PARTS:
         if part.name in found.unavailable:
             continue
         result = found.found[part.name]
         assert {n: set(v) for n, v in result.numbers.items()} == {
-            name: set(values) for name, values in part.nothing().items()
+            name: set(values) for name, values in part.nothing(usual.config).items()
         }
         assert set(result.tables) == set(part.tables)
         assert set(result.figures) == set(part.figures)

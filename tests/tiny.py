@@ -10,10 +10,13 @@ import yaml
 from torch import nn
 
 from scorevae.config import Config, parse, read_tree
+from scorevae.networks.conditional import DiffusionDecoderHeader
+from scorevae.networks.corrector import CorrectorHeader
 from scorevae.networks.encoder import EncoderHeader, build_encoder
 from scorevae.networks.prior import PriorHeader, PriorUNet
 from scorevae.networks.vae import VAE, VAEHeader
 from scorevae.networks.weights import save_weights
+from scorevae.runtime.files import sha256
 from scorevae.sde import build_sde
 
 SHIPPED = Path(__file__).resolve().parents[1] / "params.yaml"
@@ -42,6 +45,7 @@ def protocol(sampler: str, grid: str, z: str, *, clip: bool) -> dict[str, Any]:
 STATED: dict[str, Any] = {
     "preset": "digits",
     "beta": 0.01,
+    "variants": [],
     "seed": 0,
     "sde": {
         "kind": "vp", "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0,
@@ -63,6 +67,7 @@ STATED: dict[str, Any] = {
             "prior": {"network": {"channels": [32, 64], "attention": [], "output": "noise"}},
             "encoder": {"network": {"kind": "resnet", "channels": [32, 64], "attention": [],
                                     "patch": 1, "linear": False}},
+            "corrector": {"network": {"channels": [32, 64], "attention": [], "output": "noise"}},
         },
     },
 }  # fmt: skip
@@ -87,6 +92,8 @@ PRESET: dict[str, Any] = {
         "warm_start": {"clean_share": 0.1, "variance_scale": 0.01, "training": TRAINING},
         "training": TRAINING,
     },
+    "corrector": {"network": {"blocks": 1, "groups": 4, "dropout": 0.0}, "training": TRAINING},
+    "diffusion_decoder": {"conditioning": "concatenate", "training": TRAINING},
 }
 
 
@@ -129,7 +136,8 @@ def lay_over(tree: dict[str, Any], values: dict[str, Any]) -> None:
 def shrink(preset: dict[str, Any]) -> None:
     """Few channels, on no more levels than there are; what attends does so on the last."""
     size = preset["data"]["image"]["size"]
-    for network in (preset["prior"]["network"], preset["encoder"]["network"]):
+    for part in ("prior", "encoder", "corrector"):
+        network = preset[part]["network"]
         levels = min(len(network["channels"]), 2 if size < 32 else 3)
         network["channels"] = [8] * (levels - 1) + [16]
         if network["attention"]:
@@ -192,6 +200,36 @@ def write_vae(path: Path, config: Config) -> VAE:
     image, settings, latent = preset.data.image, preset.encoder.network, preset.latent
     network = scramble(VAE(settings, image, latent))
     save_weights(path, network, VAEHeader(image=image, latent=latent, network=settings))
+    return network.eval()
+
+
+def header_of_variant(config: Config) -> dict[str, Any]:
+    """What the headers of both variants say of image, process, z and encoder."""
+    preset = config.selected
+    image, encoder = preset.data.image, preset.encoder.network
+    return {"image": image, "sde": config.sde, "latent": preset.latent, "encoder": encoder}
+
+
+def write_corrector(folder: Path, config: Config, *, trained: bool = True) -> nn.Module:
+    """A corrector of the folder's prior and encoder, untrained or with random weights."""
+    header = CorrectorHeader(
+        **header_of_variant(config), network=config.selected.corrector.network,
+        prior_sha256=sha256(folder / "prior.safetensors"),
+        encoder_sha256=sha256(folder / "encoder.safetensors"),
+    )  # fmt: skip
+    network = scramble(header.build()) if trained else header.build()
+    save_weights(folder / "variants/corrector.safetensors", network, header)
+    return network.eval()
+
+
+def write_diffusion_decoder(folder: Path, config: Config) -> nn.Module:
+    """A diffusion decoder with random weights; the same networks to compare with."""
+    header = DiffusionDecoderHeader(
+        **header_of_variant(config), network=config.selected.prior.network,
+        conditioning=config.selected.diffusion_decoder.conditioning,
+    )  # fmt: skip
+    network = scramble(header.build())
+    save_weights(folder / "variants/diffusion_decoder.safetensors", network, header)
     return network.eval()
 
 

@@ -6,9 +6,9 @@ Importing the package costs nothing; PyTorch comes with the first name that is a
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scorevae.autoencoders import VAE, ScoreVAE
+    from scorevae.autoencoders import VAE, DiffusionDecoder, ScoreVAE, ScoreVAEPlus
 
-__all__ = ["VAE", "ScoreVAE"]
+__all__ = ["VAE", "DiffusionDecoder", "ScoreVAE", "ScoreVAEPlus"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (a module's attribute)

@@ -32,6 +32,8 @@ TimeDistribution = Literal["uniform", "log_snr"]
 VAEError = Literal["squared", "squared_unit", "paper"]
 Grid = Literal["uniform", "log_snr", "karras"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
+Variant = Literal["corrector", "diffusion_decoder"]
+Conditioning = Literal["concatenate", "scale"]
 
 
 class Section(BaseModel):
@@ -310,6 +312,20 @@ class EncoderConfig(Section):
     training: TrainingConfig
 
 
+class CorrectorConfig(Section):
+    """The corrector of ScoreVAE+."""
+
+    network: UNetConfig
+    training: TrainingConfig
+
+
+class DiffusionDecoderConfig(Section):
+    """The diffusion decoder: the prior's U-Net given z, and the encoder without time."""
+
+    conditioning: Conditioning
+    training: TrainingConfig
+
+
 class PresetConfig(Section):
     """Everything that belongs to one data set."""
 
@@ -321,12 +337,16 @@ class PresetConfig(Section):
     prior: PriorConfig
     vae: VAEConfig
     encoder: EncoderConfig
+    corrector: CorrectorConfig
+    diffusion_decoder: DiffusionDecoderConfig
 
     @model_validator(mode="after")
     def _fits_the_image(self) -> Self:
-        size, prior, encoder = self.data.image.size, self.prior.network, self.encoder.network
-        _check_levels("prior.network", prior, size)
-        _check_heads(prior, size)
+        size, encoder = self.data.image.size, self.encoder.network
+        unets = {"prior": self.prior.network, "corrector": self.corrector.network}
+        for name, network in unets.items():
+            _check_levels(f"{name}.network", network, size)
+            _check_heads(f"{name}.network", network, size)
         if encoder.kind == "conv":
             _check_divisible("encoder.network", size, 2 ** len(encoder.channels))
         else:
@@ -357,14 +377,14 @@ def _check_divisible(key: str, size: int, divisor: int) -> None:
         )
 
 
-def _check_heads(network: UNetConfig, size: int) -> None:
+def _check_heads(key: str, network: UNetConfig, size: int) -> None:
     """Levels that attend, and the middle where one does, need a head of diffusers' 8 channels."""
     for level, width in enumerate(network.channels):
         middle = level == len(network.channels) - 1 and network.attention
         if width < 8 and (middle or size // 2**level in network.attention):
             raise ValueError(
-                f"prior.network.channels: got {width} where the network attends; give at least 8, "
-                "or an empty attention"
+                f"{key}.channels: got {width} where the network attends; give at least 8, or an "
+                "empty attention"
             )
 
 
@@ -374,6 +394,7 @@ class Config(Section):
     preset: str
     beta: NonNegative
     seed: CountOrZero
+    variants: list[Variant]
     sde: SDEConfig
     objective: ObjectiveConfig
     reconstruct: ReconstructConfig
@@ -383,6 +404,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for variant in self.variants:
+            if self.variants.count(variant) > 1:
+                raise ValueError(f"variants: got {variant!r} twice; name each once")
         _check_known("preset", self.preset, "presets", self.presets)
         name = self.reconstruct.protocol
         _check_known("reconstruct.protocol", name, "protocols", self.protocols)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from scorevae.config import ObjectiveConfig, TimeDistribution, VAEError, WarmStartConfig
 from scorevae.gaussian import DiagonalGaussian, normal_like
-from scorevae.score import Encoder, ScoreFn, latent_score
+from scorevae.score import ConditionalScore, Encoder, ScoreFn, latent_score
 from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Latents, PerSample
 
@@ -94,7 +94,7 @@ def _squared_norm(x: Data) -> PerSample:
 
 
 PriorDraw = tuple[PerSample, Data]  # t and ε
-EncoderDraw = tuple[TimeSample, Data, Latents]  # times, ε and the noise of z
+LatentDraw = tuple[TimeSample, Data, Latents]  # times, ε and the noise of z
 WarmStartDraw = tuple[PerSample, Data, Bool[Tensor, " batch"]]  # t, ε, rows put back to t = 0
 
 
@@ -121,7 +121,7 @@ class PriorObjective(Objective):
 
 
 class VAE(Protocol):
-    """An encoder without time and a decoder."""
+    """An encoder without time and a decoder, of z or of (x_t, z, t)."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -165,27 +165,42 @@ class VAEObjective(Objective):
 
 
 @dataclass(frozen=True)
-class EncoderObjective(Objective):
-    """The objective of arXiv 2304.12141, §3.5, with z ~ q(z|x_0, 0) reparameterised.
+class LatentObjective(Objective):
+    """What the objectives share that integrate the error of a score given z over the times.
 
-    ½ ∫ w(t) E‖∇ln p(x_t|x_0) − s_p(x_t, t) − ∇ln q(z|x_t, t)‖² dt + β KL(q(z|x_0, 0) ‖ N(0, I))
-
-    In noise space the norm is ‖ε − ε̂‖²/σ² with ε̂ = −σ (s_p + ∇ln q). The gradient reaches the
-    encoder through ∇ln q, through z and through the KL; the prior is a constant.
+    ½ ∫ w(t) E‖∇ln p(x_t|x_0) − s(x_t, z, t)‖² dt; in noise space the norm is ‖ε − ε̂‖²/σ² with
+    ε̂ = −σ s. The settings choose the weighting and the distribution of t.
     """
 
     settings: ObjectiveConfig
     sde: SDE
-    prior: ScoreFn
     latent: int
-    beta: float
 
-    def draw(self, x_0: Data, generator: torch.Generator) -> EncoderDraw:
+    def draw(self, x_0: Data, generator: torch.Generator) -> LatentDraw:
         """Times, then ε, then the noise of z."""
         times = draw_times(self.sde, x_0, generator, self.settings.time)
         return times, normal_like(x_0, generator), normal_like(x_0, generator, self.latent)
 
-    def loss(self, module: Encoder, x_0: Data, draw: EncoderDraw) -> Losses:
+    def integral(self, times: TimeSample, residual: Data) -> PerSample:
+        """½ ∫ w/σ² ‖ε − ε̂‖² dt of the residuals ε − ε̂ at the times drawn."""
+        weight = weight_over_density(self.sde, times, self.settings.weighting)
+        return 0.5 * weight * _squared_norm(residual)
+
+
+@dataclass(frozen=True)
+class EncoderObjective(LatentObjective):
+    """The objective of arXiv 2304.12141, §3.5, with z ~ q(z|x_0, 0) reparameterised.
+
+    ½ ∫ w(t) E‖∇ln p(x_t|x_0) − s_p(x_t, t) − ∇ln q(z|x_t, t)‖² dt + β KL(q(z|x_0, 0) ‖ N(0, I))
+
+    The gradient reaches the encoder through ∇ln q, through z and through the KL; the prior is a
+    constant.
+    """
+
+    prior: ScoreFn
+    beta: float
+
+    def loss(self, module: Encoder, x_0: Data, draw: LatentDraw) -> Losses:
         """``loss`` of the encoder; ``diffusion``, the integral, and ``rate``, the KL."""
         times, noise, z_noise = draw
         x_t = perturb(self.sde, x_0, times.t, noise)
@@ -196,8 +211,54 @@ class EncoderObjective(Objective):
         full = self.settings.log_determinant == "full"
         correction = latent_score(module, x_t, times.t, z, log_determinant=full)
         sigma = over(self.sde.marginal(times.t).sigma, x_0)
-        error = _squared_norm(noise + sigma * (prior_term + correction))
-        diffusion = 0.5 * weight_over_density(self.sde, times, self.settings.weighting) * error
+        diffusion = self.integral(times, noise + sigma * (prior_term + correction))
+        rate = posterior.kl_to_standard_normal()
+        return {"loss": diffusion + self.beta * rate, "diffusion": diffusion, "rate": rate}
+
+
+@dataclass(frozen=True)
+class CorrectorObjective(LatentObjective):
+    """The same integral for the corrector of ScoreVAE+, prior and encoder frozen.
+
+    ½ ∫ w(t) E‖∇ln p(x_t|x_0) − s_p(x_t, t) − ∇ln q(z|x_t, t) − c(x_t, z, t)‖² dt
+
+    with c = −net/σ and z ~ q(z|x_0, 0); in noise space ε̂ = −σ (s_p + ∇ln q) + net. For the net
+    this is plain regression on what the pair leaves of ε, with the minimiser
+    E[ε|x_t, z] + σ (s_p + ∇ln q). The rate is the encoder's, hence fixed, and no part of it.
+    """
+
+    posterior: ConditionalScore
+
+    def loss(self, module: nn.Module, x_0: Data, draw: LatentDraw) -> Losses:
+        """``loss`` of the net, the integral."""
+        times, noise, z_noise = draw
+        x_t = perturb(self.sde, x_0, times.t, noise)
+        with torch.no_grad():
+            z = self.posterior.encoder(x_0, torch.zeros_like(times.t)).at(z_noise)
+            frozen = self.posterior.score(z)(x_t, times.t)
+        sigma = over(self.sde.marginal(times.t).sigma, x_0)
+        return {"loss": self.integral(times, noise + sigma * frozen - module(x_t, z, times.t))}
+
+
+@dataclass(frozen=True)
+class DiffusionDecoderObjective(LatentObjective):
+    """Encoder and conditional U-Net together, arXiv 2304.12141, §3.2, eq. 10.
+
+    ½ ∫ w(t) E‖∇ln p(x_t|x_0) − s_θ(x_t, z, t)‖² dt + β KL(q(z|x_0) ‖ N(0, I))
+
+    with s_θ = −ε_θ/σ and z ~ q(z|x_0) reparameterised. The gradient reaches the encoder through z
+    and through the KL.
+    """
+
+    beta: float
+
+    def loss(self, module: VAE, x_0: Data, draw: LatentDraw) -> Losses:
+        """``loss`` of both; ``diffusion``, the integral, and ``rate``, the KL."""
+        times, noise, z_noise = draw
+        x_t = perturb(self.sde, x_0, times.t, noise)
+        posterior: DiagonalGaussian = module.encoder(x_0, torch.zeros_like(times.t))
+        predicted = module.decoder(x_t, posterior.at(z_noise), times.t)
+        diffusion = self.integral(times, noise - predicted)
         rate = posterior.kl_to_standard_normal()
         return {"loss": diffusion + self.beta * rate, "diffusion": diffusion, "rate": rate}
 

@@ -18,6 +18,7 @@ from scorevae.sde import SDE, over
 from scorevae.shapes import Data, Latents, Times
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
+LatentScore = Callable[[Tensor], ScoreFn]  # z -> a score, or a part of one
 
 
 class Encoder(Protocol):
@@ -62,6 +63,23 @@ def prior_score(network: nn.Module, sde: SDE) -> ScoreFn:
             return noise_to_score(sde, network(x_t, t.to(x_t)), t)
 
     return score
+
+
+def conditional_score(network: nn.Module, sde: SDE) -> LatentScore:
+    """−net(x_t, z, t)/σ_t of a frozen network that sees z.
+
+    A score s(x_t, z, t) where the network predicts the noise, a correction of one where it
+    corrects the prediction. It runs without building a graph.
+    """
+
+    def given(z: Latents) -> ScoreFn:
+        def score(x_t: Data, t: Times) -> Data:
+            with torch.no_grad():
+                return noise_to_score(sde, network(x_t, z, t.to(x_t)), t)
+
+        return score
+
+    return given
 
 
 def latent_score(
@@ -115,14 +133,37 @@ class ConditionalScore(ABC):
 
 @dataclass(frozen=True)
 class Posterior(ConditionalScore):
-    """p(x|z) ∝ p(x) q(z|x): Bayes' rule for scores, §3.3."""
+    """p(x|z) ∝ p(x) q(z|x): Bayes' rule for scores, §3.3.
+
+    ScoreVAE+ (version 2 of the paper) has a corrector c(x_t, z, t) besides, for what the encoder's
+    Gaussian family and its training leave undone.
+    """
 
     log_determinant: bool = True  # as the encoder was trained, see :func:`latent_score`
+    corrector: LatentScore | None = None  # c
 
     def correction(self, z: Latents) -> ScoreFn:
-        """∇_{x_t} ln q(z|x_t, t)."""
+        """∇_{x_t} ln q(z|x_t, t), plus c(x_t, z, t) where there is a corrector."""
+        corrector = None if self.corrector is None else self.corrector(z)
 
         def score(x_t: Data, t: Times) -> Data:
-            return latent_score(self.encoder, x_t, t, z, log_determinant=self.log_determinant)
+            added = latent_score(self.encoder, x_t, t, z, log_determinant=self.log_determinant)
+            return added if corrector is None else added + corrector(x_t, t)
 
         return score
+
+
+@dataclass(frozen=True)
+class LearnedScore(ConditionalScore):
+    """A network's own score s_θ(x_t, z, t) of p(x|z), the diffusion decoder's (§3.2)."""
+
+    conditional: LatentScore  # s_θ
+
+    def correction(self, z: Latents) -> ScoreFn:
+        """s_θ − s_p, beside any prior of the same images."""
+        conditional = self.conditional(z)
+        return lambda x_t, t: conditional(x_t, t) - self.prior(x_t, t)
+
+    def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
+        """s_p + γ (s_θ − s_p); for γ = 1 that is s_θ alone, and no prior is asked."""
+        return self.conditional(z) if guidance == 1 else super().score(z, guidance=guidance)

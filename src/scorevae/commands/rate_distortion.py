@@ -84,6 +84,8 @@ def figure(found: Sequence[Point]) -> figures.Figure:
     for axis, (name, label) in zip(axes, DISTORTIONS.items(), strict=True):
         for system, row in SYSTEMS.items():
             own = [point for point in found if point.system == system]
+            if not own:  # a variant that none of the experiments trained
+                continue
             rates = [point.rate_nats for point in own]
             values = [getattr(point, name) for point in own]
             axis.plot(rates, values, ".-", label=row.title)
@@ -116,7 +118,7 @@ def main(params: Path, output: Path, commits: int) -> None:
     write(output, found)
     for point in found:
         click.echo(
-            f"{point.system:<9} beta {point.beta:<8g} rate {point.rate_nats:9.2f} nats  L2 "
+            f"{point.system:<17} beta {point.beta:<8g} rate {point.rate_nats:9.2f} nats  L2 "
             f"{point.l2:.4f}  PSNR {point.psnr:.2f}  sharpness {point.sharpness:.3f}"
         )
 

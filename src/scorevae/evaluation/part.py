@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scorevae.autoencoders import MODEL, SYSTEMS, ScoreVAE, System
+from scorevae.autoencoders import MODEL, SYSTEMS, DiffusionSystem, ScoreVAE, System, systems_of
 from scorevae.config import Config, Section
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable
@@ -41,9 +41,15 @@ class Subject:
 
     @cached_property
     def systems(self) -> dict[str, System]:
-        """Every system by its name."""
+        """Every system of the run by its name."""
         sampling, batch = self.config.sampling, self.config.reconstruct.batch
-        return {name: row.load(self.models, sampling, batch) for name, row in SYSTEMS.items()}
+        rows = systems_of(self.config).items()
+        return {name: row.load(self.models, sampling, batch) for name, row in rows}
+
+    @property
+    def drawing(self) -> dict[str, DiffusionSystem]:
+        """Those that draw from p(x|z); the model is the first."""
+        return {n: s for n, s in self.systems.items() if isinstance(s, DiffusionSystem)}
 
     @property
     def model(self) -> ScoreVAE:
@@ -60,7 +66,8 @@ class Subject:
     @cached_property
     def reconstructed(self) -> dict[str, Reconstructions]:
         """What every system made of the evaluated images."""
-        return {name: load(self.reconstructions, name, self.originals) for name in SYSTEMS}
+        names = systems_of(self.config)
+        return {name: load(self.reconstructions, name, self.originals) for name in names}
 
     @property
     def z(self) -> Latents:
@@ -154,7 +161,8 @@ class Part:
     compute: Callable[[Subject], Found]  # raises Unavailable where it cannot be had
     settings: str | None = None  # its entry under ``evaluate``, which ``images: 0`` switches off
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    # Whose numbers it gives: systems, and what stands beside them. All of the metrics, or some.
+    # Whose numbers it gives: systems, if they are of the run, and what stands beside them. All of
+    # the metrics, or some.
     rows: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     tables: Mapping[str, Columns] = field(default_factory=dict)
     figures: Mapping[str, Caption] = field(default_factory=dict)
@@ -168,9 +176,11 @@ class Part:
         """Whether it was not switched off."""
         return getattr(self.settings_of(config), "images", 1) != 0
 
-    def nothing(self) -> Numbers:
+    def nothing(self, config: Config) -> Numbers:
         """The numbers that it would give, all None."""
+        absent = SYSTEMS.keys() - systems_of(config)
         return {
             row: dict.fromkeys(self.metrics if names is None else names)
             for row, names in self.rows.items()
+            if row not in absent
         }

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ class Outputs(NamedTuple):
 class Analysis:
     """What all parts found, put together."""
 
+    config: Config
     parts: Sequence[Part]
     found: dict[str, Found] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)  # part -> why it is not there
@@ -55,7 +56,7 @@ class Analysis:
         merged: Numbers = {}
         for part in self.parts:
             found = self.found.get(part.name)
-            nothing = part.nothing() if part.name in self.unavailable else {}
+            nothing = part.nothing(self.config) if part.name in self.unavailable else {}
             for system, values in (found.numbers if found else nothing).items():
                 merged.setdefault(system, {}).update(values)
         return merged
@@ -70,7 +71,12 @@ class Analysis:
         rows = {k: v for found in self.found.values() for k, v in found.tables.items()}
         for part in self.parts:
             for name, columns in part.tables.items():
-                yield name, columns.names, rows.get(name, [])
+                own = rows.get(name, [])  # may have further columns, of the systems of the run
+                yield (
+                    name,
+                    tuple(dict.fromkeys([*columns.names, *(k for r in own for k in r)])),
+                    own,
+                )
         costs: Rows = [{"part": k, "seconds": v} for k, v in self.seconds.items()]
         yield "costs", ("part", "seconds"), costs
 
@@ -117,7 +123,7 @@ def evaluate(
 
 def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis:
     """Run the parts that are switched on, one after the other."""
-    result = Analysis(parts)
+    result = Analysis(subject.config, parts)
     for part in parts:
         if not part.is_on(subject.config):
             continue
@@ -192,10 +198,15 @@ def write_errors(path: Path, subject: Subject) -> None:
 def table(numbers: Numbers) -> str:
     """The comparison as aligned text, one column for each system."""
     names = [name for name in SYSTEMS if name in numbers]
-    lines = [f"{'metric':<16}" + "".join(f"{SYSTEMS[name].title:>12}" for name in names)]
+    widths = [max(12, len(SYSTEMS[name].title) + 2) for name in names]
+
+    def line(head: str, cells: Iterable[str]) -> str:
+        aligned = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        return f"{head:<16}{''.join(aligned)}"
+
+    lines = [line("metric", (SYSTEMS[name].title for name in names))]
     for metric in PARTS[0].metrics:
-        cells = (numbers[name].get(metric) for name in names)
-        lines.append(f"{metric:<16}" + "".join(f"{_cell(value):>12}" for value in cells))
+        lines.append(line(metric, (_cell(numbers[name].get(metric)) for name in names)))
     return "\n".join(lines)
 
 

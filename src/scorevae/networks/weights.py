@@ -24,6 +24,8 @@ class Header(Section):
     data_range: str = DATA_RANGE
 
 
+Trained = tuple[nn.Module, Header]
+
 AnyHeader = TypeVar("AnyHeader", bound=Header)
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS, default_device
+from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS, default_device, systems_of
 from scorevae.config import Config
 from scorevae.errors import Unavailable
 from scorevae.evaluation import lpips, metrics
@@ -40,7 +40,7 @@ def compute(subject: Subject) -> Found:
     return Found(
         numbers,
         figures=draw(subject),
-        notes=[*unfinished, *notes(config.preset)],
+        notes=[*unfinished, *notes(config)],
         reasons=reasons,
         cards=[ratio_card(numbers)],
         page=[] if data is None else [paper_table(config, numbers, data, reasons)],
@@ -132,11 +132,12 @@ NOT_COMPARABLE = (
 )
 
 
-def notes(preset: str) -> list[str]:
-    """What must be known before numbers are laid beside the paper's."""
-    if preset not in COMPARABLE:
-        return [NOT_COMPARABLE]
-    return [REMARKS[data] for data in REMARKS if data == PUBLISHED[preset]]
+def notes(config: Config) -> list[str]:
+    """What the variants are; what must be known of numbers that are laid beside the paper's."""
+    found = [system.note for system in systems_of(config).values() if system.note]
+    if config.preset not in COMPARABLE:
+        return [*found, NOT_COMPARABLE]
+    return found + [REMARKS[data] for data in REMARKS if data == PUBLISHED[config.preset]]
 
 
 def paper_table(config: Config, numbers: Numbers, data: str, reasons: dict[str, str]) -> Table:
@@ -144,7 +145,7 @@ def paper_table(config: Config, numbers: Numbers, data: str, reasons: dict[str, 
     rows: list[list[Cell]] = []
     if config.preset in COMPARABLE:
         for metric in SYSTEMS[MODEL].published[data]:
-            for name, system in SYSTEMS.items():
+            for name, system in systems_of(config).items():
                 why = reason_of(reasons, f"{name}.{metric}", metric, name)
                 value = number(METRICS[metric], numbers.get(name, {}).get(metric), why)
                 head = Label(f"{METRICS[metric].label}, {system.title}")

@@ -1,10 +1,12 @@
 """The bound on ln p(x) with z and of the prior alone; the prior's likelihood by the ODE."""
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 
-from scorevae.autoencoders import MODEL, SYSTEMS
+from scorevae.autoencoders import DRAWING, MODEL, SYSTEMS
 from scorevae.data.arrays import to_tensor
-from scorevae.evaluation.bound import Bound, Bounds, likelihood_bound
+from scorevae.evaluation.bound import Bound, likelihood_bound
 from scorevae.evaluation.figures import Figure
 from scorevae.evaluation.ode import ode_log_likelihood
 from scorevae.evaluation.part import Caption, Columns, Found, Numbers, Part, Subject
@@ -16,24 +18,26 @@ PRIOR = "prior"
 
 
 def compute(subject: Subject) -> Found:
-    """Both bounds from the same noise, then the ODE on fewer images."""
+    """All bounds from the same times and noise, then the ODE on fewer images."""
     settings, model, seed = subject.config.evaluate.likelihood, subject.model, subject.config.seed
     x_0 = to_tensor(subject.test.images[: settings.images]).to(model.device)
     batch = subject.config.reconstruct.batch
-    bounds = likelihood_bound(
-        x_0,
-        sde=model.sde,
-        posterior=model.posterior,
-        repeats=settings.repeats,
-        draws=settings.draws,
-        batch=batch,
-        seed=seed,
-    )
-    assert bounds.posterior is not None
-    numbers: Numbers = {
-        MODEL: _bits(bounds.posterior),
-        PRIOR: {k: v for k, v in _bits(bounds.prior).items() if k != "bits_rate"},
+    found = {
+        name: likelihood_bound(
+            x_0,
+            sde=system.sde,
+            posterior=system.posterior,
+            repeats=settings.repeats,
+            draws=settings.draws,
+            batch=batch,
+            seed=seed,
+        )
+        for name, system in subject.drawing.items()
     }
+    bounds = {n: both.posterior for n, both in found.items() if both.posterior is not None}
+    prior = found[MODEL].prior
+    numbers: Numbers = {name: _bits(bound) for name, bound in bounds.items()}
+    numbers[PRIOR] = {k: v for k, v in _bits(prior).items() if k != "bits_rate"}
     if settings.ode_images > 0:
         ode = ode_log_likelihood(
             x_0[: settings.ode_images],
@@ -45,11 +49,14 @@ def compute(subject: Subject) -> Found:
             tolerance=ODE_TOLERANCE,
         ).bits_per_dimension()
         numbers[PRIOR] |= {"ode_bits_per_dim": ode.mean, "ode_bits_per_dim_error": ode.image_error}
-    log_snr, alone, *_ = bounds.prior.integrand
-    columns = (log_snr, alone, bounds.posterior.integrand.mean)
-    table = zip(*(column.tolist() for column in columns), strict=True)
-    rows: Rows = [dict(zip(INTEGRAND, row, strict=True)) for row in table]
-    return Found(numbers, {"integrand": rows}, {"integrand": draw(bounds)})
+    curves = {PRIOR: prior, **bounds}
+    columns = {"log_snr": prior.integrand.log_snr}
+    columns |= {name: bound.integrand.mean for name, bound in curves.items()}
+    table = zip(*(column.tolist() for column in columns.values()), strict=True)
+    rows: Rows = [dict(zip(columns, row, strict=True)) for row in table]
+    titles = {name: SYSTEMS[name].title if name in SYSTEMS else name for name in curves}
+    figure = draw({titles[name]: bound for name, bound in curves.items()})
+    return Found(numbers, {"integrand": rows}, {"integrand": figure})
 
 
 def _bits(bound: Bound) -> dict[str, Value]:
@@ -64,24 +71,22 @@ def _bits(bound: Bound) -> dict[str, Value]:
     return numbers | {f"bits_{name}": value.mean for name, value in parts.items()}
 
 
-def draw(bounds: Bounds) -> Figure:
+def draw(curves: Mapping[str, Bound]) -> Figure:
     """Bits that the diffusion term pays at each noise level, for the prior and with the latent.
 
     The area between the curves is what z saves there, to be held against its rate, which the
     legend names. Bands are two standard errors; right of the line networks are extrapolated.
     """
     figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    curves = {"prior": bounds.prior, SYSTEMS[MODEL].title: bounds.posterior}
     for name, bound in curves.items():
-        if bound is None:
-            continue
+        trained = bound.integrand.trained
         bits = bound.bits_per_dimension()
         label = f"{name}: area {bits['diffusion'].mean:.2f}, rate {bits['rate'].mean:.2f}"
         log_snr, mean, error, _ = bound.integrand
         (line,) = axis.plot(log_snr, mean, label=label)
         low, high = mean - 2 * error, mean + 2 * error
         axis.fill_between(log_snr, low, high, color=line.get_color(), alpha=0.3, lw=0)
-    axis.axvline(bounds.prior.integrand.trained, color="grey", linestyle=":", label="t_min")
+    axis.axvline(trained, color="grey", linestyle=":", label="t_min")
     axis.set(
         title="where z helps: cost of the diffusion term",
         xlabel="ln-SNR (noise on the left, image on the right)",
@@ -121,7 +126,7 @@ PART = Part(
     settings="likelihood",
     metrics=METRICS,
     rows={
-        MODEL: tuple(name for name in METRICS if not name.startswith("ode")),
+        **dict.fromkeys(DRAWING, tuple(n for n in METRICS if not n.startswith("ode"))),
         PRIOR: tuple(name for name in METRICS if name != "bits_rate"),
     },
     tables={"integrand": Columns(INTEGRAND)},

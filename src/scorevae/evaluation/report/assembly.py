@@ -60,7 +60,7 @@ def assemble(
         if found is None and not why:
             off.append(part.title)
             continue
-        sections.append(section(part, found or Found(part.nothing()), why, metrics, figures))
+        sections.append(section(part, found or Found(part.nothing(config)), why, metrics, figures))
         cards += [] if found is None else cards_of(part, found)
     notes = [f"Switched off in params.yaml: {', '.join(off)}."] if off else []
     sections.append(Section("Costs", tables=[_costs(seconds)], notes=notes))
