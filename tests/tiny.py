@@ -24,6 +24,8 @@ EVALUATE: dict[str, dict[str, Any]] = {
     "likelihood": {"images": 3, "repeats": 2, "draws": 2, "ode_images": 2},
     "samplers": {"images": 2, "evaluations": [3], "grids": ["log_snr"]},
     "guidance": {"images": 2, "weights": [0.0, 1.0]},
+    "trade": {"images": 2, "noise_scales": [0.0, 1.0], "guidance": [1.0], "means": [1, 2]},
+    "perception": {"images": 6},
     "probes": {"images": 60, "train_images": 60, "neighbours": 3, "times": [0.0, 0.5]},
     "embedding": {"images": 12},
     "interpolations": {"images": 1, "steps": 3},

@@ -144,6 +144,10 @@ class DiffusionSystem(System):
         other.sampling = sampling
         return other
 
+    def with_noise_scale(self, noise_scale: float) -> Self:
+        """The same with τ: 1 is the model's own draw, less is nearer and smoother."""
+        return self.with_sampling(self.sampling.model_copy(update={"noise_scale": noise_scale}))
+
     @property
     def encoder(self) -> Encoder:
         """The encoder of its scores."""

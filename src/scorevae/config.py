@@ -131,6 +131,14 @@ class GuidanceConfig(PartConfig):
     weights: Annotated[list[NonNegative], Field(min_length=1)]
 
 
+class TradeConfig(PartConfig):
+    """Ways to decode the same z, from near and smooth to far and sharp."""
+
+    noise_scales: Annotated[list[NonNegative], Field(min_length=1)]
+    guidance: Annotated[list[NonNegative], Field(min_length=1)]
+    means: Counts
+
+
 class ProbesConfig(PartConfig):
     """What simple classifiers read from z."""
 
@@ -174,6 +182,8 @@ class EvaluateConfig(Section):
     likelihood: LikelihoodConfig
     samplers: SamplersConfig
     guidance: GuidanceConfig
+    trade: TradeConfig
+    perception: PartConfig  # spectra, and the features of quality's classifier
     probes: ProbesConfig
     embedding: PartConfig  # t-SNE of z
     interpolations: InterpolationsConfig

@@ -16,6 +16,7 @@ from scorevae.autoencoders import MODEL, SYSTEMS, DiffusionSystem, ScoreVAE, Sys
 from scorevae.config import Config, Section
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable
+from scorevae.evaluation.features import FeatureClassifier, train_feature_classifier
 from scorevae.evaluation.figures import Figure
 from scorevae.evaluation.probe import Labelled, Probe, labelled, linear_probe
 from scorevae.evaluation.report.page import Card, Table
@@ -96,6 +97,18 @@ class Subject:
         """At most so many training images, drawn without replacement, in ascending order."""
         rng = np.random.default_rng(derive_seed(self.config.seed, "latents", "rows"))
         return np.sort(rng.permutation(len(self.train.images))[:limit])
+
+    @cached_property
+    def feature_classifier(self) -> FeatureClassifier:
+        """The small classifier whose features judge what images look like.
+
+        Raises:
+            Unavailable: the training images have no labels, or one class.
+        """
+        settings = self.config.evaluate.quality
+        return train_feature_classifier(
+            self.train, settings.train_images, settings.steps, self.config.seed
+        )
 
     @cached_property
     def generated(self) -> dict[str, AnyImages]:

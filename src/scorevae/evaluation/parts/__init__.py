@@ -10,19 +10,23 @@ from scorevae.evaluation.parts import (
     guidance,
     interpolations,
     likelihood,
+    perception,
     probes,
     samplers,
     samples,
     shuffled,
+    trade,
     training,
 )
 
 PARTS: tuple[Part, ...] = (
     comparison.PART,
+    perception.PART,
     samples.PART,
     likelihood.PART,
     samplers.PART,
     guidance.PART,
+    trade.PART,
     probes.PART,
     embedding.PART,
     interpolations.PART,

@@ -1,13 +1,7 @@
 """How far samples are from test images, as distributions, in two feature spaces."""
 
 from scorevae.autoencoders import MODEL
-from scorevae.evaluation.features import (
-    FeatureFn,
-    distances,
-    load_inception,
-    locate_inception,
-    train_feature_classifier,
-)
+from scorevae.evaluation.features import FeatureFn, distances, load_inception, locate_inception
 from scorevae.evaluation.part import Found, Numbers, Part, Subject
 from scorevae.evaluation.report.tables import Metric
 
@@ -17,10 +11,8 @@ TEXT = "How far the distribution of samples is from that of the test images; low
 
 def by_classifier(subject: Subject) -> Found:
     """In the features of a small classifier of the training images."""
-    settings, seed = subject.config.evaluate.quality, subject.config.seed
-    limit, steps = settings.train_images, settings.steps
-    classifier = train_feature_classifier(subject.train, limit, steps, seed)
-    return _compare(subject, classifier.features, "classifier_fd", "classifier_kd")
+    features = subject.feature_classifier.features
+    return _compare(subject, features, "classifier_fd", "classifier_kd")
 
 
 def by_inception(subject: Subject) -> Found:

@@ -1,4 +1,7 @@
-"""Several images for one z ~ q(z|x_0): their spread, and the L2 of their mean."""
+"""Several images for one z ~ q(z|x_0): their spread, and the L2 of their mean.
+
+For every system: one whose image follows from z draws once, without a spread.
+"""
 
 import math
 from typing import NamedTuple
@@ -6,28 +9,38 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scorevae.autoencoders import MODEL
+from scorevae.autoencoders import MODEL, SYSTEMS, DiffusionSystem, System
+from scorevae.config import Config
 from scorevae.evaluation.figures import Figure, image_rows, name_columns
 from scorevae.evaluation.metrics import l2_distances
-from scorevae.evaluation.part import Caption, Found, Part, Subject
+from scorevae.evaluation.part import Caption, Found, Numbers, Part, Subject
 from scorevae.evaluation.report.tables import Metric
 from scorevae.randomness import make_generator
-from scorevae.shapes import Groups, Images
+from scorevae.shapes import Groups, Images, Latents
 
 
 def compute(subject: Subject) -> Found:
-    """Draw for the first images, and show four of them."""
+    """Draw for the first images from every system, and show four of the model's."""
     settings, config = subject.config.evaluate.draws, subject.config
     originals = subject.originals[: settings.images]
-    noise = make_generator("cpu", config.seed, "draws", "z")
-    z = subject.reconstructed[MODEL].posterior.sample(noise)
-    weight, z = config.reconstruct.guidance, z[: settings.images]
-    drawn = subject.model.decode_draws(z, settings.count, guidance=weight, seed=config.seed)
-    found = spread(originals, drawn)
-    numbers = {name: getattr(found, name) for name in METRICS}
-    shown = slice(0, 4)
-    part = found._replace(mean=found.mean[shown], std=found.std[shown])
-    return Found({MODEL: numbers}, figures={"draws": draw(originals[shown], drawn[shown], part)})
+    numbers: Numbers = {}
+    for name, system in subject.systems.items():
+        noise = make_generator("cpu", config.seed, "draws", "z")
+        z = subject.reconstructed[name].posterior.sample(noise)[: settings.images]
+        drawn = draws_of(system, z, config)
+        found = spread(originals, drawn)
+        numbers[name] = {metric: getattr(found, metric) for metric in METRICS}
+        if name == MODEL:
+            figure = draw(originals[:SHOWN], drawn[:SHOWN, :COLUMNS], found)
+    return Found(numbers, figures={"draws": figure})
+
+
+def draws_of(system: System, z: Latents, config: Config) -> Groups:
+    """``count`` images for each z, as the model has them (τ = 1); one where z says it all."""
+    if not isinstance(system, DiffusionSystem):
+        return system.decode(z)[:, None]
+    weight, count = config.reconstruct.guidance, config.evaluate.draws.count
+    return system.with_noise_scale(1.0).decode_draws(z, count, guidance=weight, seed=config.seed)
 
 
 class Spread(NamedTuple):
@@ -49,10 +62,10 @@ def spread(originals: Images, draws: Groups) -> Spread:
     the mean of K others by E‖x − x̄‖² = (1 + 1/K) Σ s², with s² the unbiased variance of each
     pixel over the draws. ``calibration`` is the ratio of the two sides: above 1 the draws agree
     with each other more than with the original. For a perfect model it is 1 if z was drawn
-    from q(z|x). None where the draws do not differ at all.
+    from q(z|x). None where the draws do not differ at all, as a single one.
     """
     count = draws.shape[1]
-    mean, variance = draws.mean(dim=1), draws.var(dim=1)
+    mean, variance = draws.mean(dim=1), draws.var(dim=1, correction=min(1, count - 1))
     single = torch.stack([l2_distances(originals, drawn) for drawn in draws.unbind(dim=1)])
     error = (mean - originals).square().mean().item()
     expected = (1 + 1 / count) * variance.mean().item()
@@ -67,10 +80,11 @@ def spread(originals: Images, draws: Groups) -> Spread:
 
 
 def draw(originals: Images, drawn: Groups, spread: Spread) -> Figure:
-    """Each original, K draws for its z, their mean and their standard deviation."""
+    """Each original, some draws for its z, the mean and the standard deviation of all."""
+    mean, std = (part[: len(originals)] for part in (spread.mean, spread.std))
     # One pixel that varies by far the most would leave all others black.
-    brightest = max(float(np.quantile(spread.std.numpy(), 0.99)), 1e-6)
-    columns: list[Images] = [originals, *drawn.unbind(dim=1), spread.mean, spread.std / brightest]
+    brightest = max(float(np.quantile(std.numpy(), 0.99)), 1e-6)
+    columns: list[Images] = [originals, *drawn.unbind(dim=1), mean, std / brightest]
     rows = [("", torch.stack(row)) for row in zip(*columns, strict=True)]
     scale = f"standard deviation: white is {brightest:.2g} or more"
     figure = image_rows(rows, f"several draws for one z; {scale}")
@@ -79,6 +93,7 @@ def draw(originals: Images, drawn: Groups, spread: Spread) -> Figure:
     return figure
 
 
+SHOWN, COLUMNS = 4, 8  # images, and draws of each
 METRICS = {
     "l2_of_one_draw": Metric("L2 of one draw for z", "", "lower"),
     "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
@@ -90,11 +105,15 @@ METRICS = {
 PART = Part(
     name="draws",
     title="Draws for one z",
-    text="What differs between several images for one z is what z does not hold.",
+    text=(
+        "What differs between several images for one z is what z does not hold. A draw pays for "
+        "its detail with distance: L2² of a draw is that of the mean of all draws plus their "
+        "spread²."
+    ),
     compute=compute,
     settings="draws",
     metrics=METRICS,
-    rows={MODEL: None},
+    rows=dict.fromkeys(SYSTEMS),
     figures={
         "draws": Caption(
             "Several images for one z: what differs is what z does not hold.",
