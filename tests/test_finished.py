@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from scorevae.evaluation.parts.comparison import collapsed
 from scorevae.training.loop import falling
 
 
@@ -26,3 +27,10 @@ def test_two_points_are_the_least() -> None:
     assert falling([(250, 9.0), (500, 4.0), (1000, 2.0)]) == pytest.approx(100.0)
     assert falling([(1000, 2.0)]) is None
     assert falling([(500, 1.0), (1000, 0.0)]) is None
+
+
+def test_a_system_whose_z_is_not_used_is_named() -> None:
+    """A comparison of images that nothing chose, without a word."""
+    numbers = {"scorevae": {"rate_nats": 0.01}, "vae": {"rate_nats": 0.3}}
+    (note,) = collapsed(numbers, 100.0)
+    assert note == "ScoreVAE: rate 0.0 nats: z is not used; lower beta (100)."

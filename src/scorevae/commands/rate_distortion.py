@@ -1,10 +1,12 @@
-"""Rate against distortion over β: what the code costs and what it buys, from DVC's experiments.
+"""Rate, distortion and perception over β: what the code costs and buys, from DVC's experiments.
 
     dvc exp run --queue -S beta=0.003,0.01,0.03,0.1,0.3 && dvc queue start -j 2
     python -m scorevae.commands.rate_distortion
 
-Rate is the mean KL(q(z|x_0, 0) ‖ N(0, I)) in nats, distortion L2, PSNR or sharpness of the
-reconstructions (Alemi et al. 2018, arXiv 1711.00464).
+Rate is the mean KL(q(z|x_0, 0) ‖ N(0, I)) in nats (Alemi et al. 2018, arXiv 1711.00464),
+distortion the L2 of a draw and of the mean of several, perception sharpness and the Fréchet
+distance of reconstructions. Systems are compared at one rate, beside what Gaussian data with the
+same moments allow (:mod:`scorevae.evaluation.reference`).
 """
 
 import csv
@@ -13,21 +15,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import numpy as np
 
-from scorevae.autoencoders import SYSTEMS
+from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS
 from scorevae.config import load_config
+from scorevae.data.arrays import load_split
 from scorevae.errors import UserError
 from scorevae.evaluation import figures
+from scorevae.evaluation.reference import (
+    PERFECT_DRAW,
+    Eigenvalues,
+    eigenvalues,
+    gaussian_curve,
+    principal_floor,
+)
 from scorevae.runtime.files import replacing
 
-DISTORTIONS = {"l2": "L2", "psnr": "PSNR, dB", "sharpness": "sharpness"}
 FIXED = ("seed", "sde.", "objective.", "reconstruct.", "protocols.")
 UNFINISHED = ("Running", "Queued", "Failed")  # DVC shows them with their commit's metrics
+SWEEP = "dvc exp run --queue -S beta=0.003,0.03,0.1 && dvc queue start"
 Row = Mapping[str, object]
 
 
 class Point(NamedTuple):
-    """One system of one experiment."""
+    """One system of one experiment; what experiments before a metric lack is None."""
 
     experiment: str
     system: str
@@ -36,6 +47,11 @@ class Point(NamedTuple):
     l2: float
     psnr: float
     sharpness: float
+    l2_of_mean: float | None = None
+    reconstruction_fd: float | None = None
+
+
+NEEDED = ("rate_nats", "l2", "psnr", "sharpness")
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
@@ -59,7 +75,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
     if len({point.beta for point in found.values()}) < 2:
         raise UserError(
             "rate_distortion: experiments with one β only; run others that differ from params.yaml"
-            " in beta alone: dvc exp run --queue -S beta=0.003,0.03,0.1 && dvc queue start"
+            f" in beta alone: {SWEEP}"
         )
     return sorted(found.values(), key=lambda point: (point.system, point.beta))
 
@@ -71,56 +87,123 @@ def _settings(row: Row) -> dict[str, str]:
 
 
 def _point(row: Row, system: str) -> Point | None:
-    keys = ("beta", *(f"{system}.{name}" for name in ("rate_nats", *DISTORTIONS)))
-    values = [float(value) for key in keys if isinstance(value := row.get(key), int | float)]
-    if len(values) < len(keys):
+    def number(key: str) -> float | None:
+        value = row.get(key)
+        return float(value) if isinstance(value, int | float) else None
+
+    beta, *needed = number("beta"), *(number(f"{system}.{name}") for name in NEEDED)
+    if beta is None or None in needed:
         return None  # queued, failed, or of a time without these metrics
-    return Point(str(row.get("Experiment") or row.get("rev")), system, *values)
+    more = (number(f"{system}.{name}") for name in ("l2_of_mean", "reconstruction_fd"))
+    return Point(str(row.get("Experiment") or row.get("rev")), system, beta, *needed, *more)  # type: ignore[arg-type]
 
 
-def figure(found: Sequence[Point]) -> figures.Figure:
-    """Each distortion against rate, a curve for each system, β at its points."""
-    drawn, axes = figures.lines(len(DISTORTIONS))
-    for axis, (name, label) in zip(axes, DISTORTIONS.items(), strict=True):
-        for system, row in SYSTEMS.items():
-            own = [point for point in found if point.system == system]
-            if not own:  # a variant that none of the experiments trained
-                continue
-            rates = [point.rate_nats for point in own]
-            values = [getattr(point, name) for point in own]
-            axis.plot(rates, values, ".-", label=row.title)
-            beside = {"fontsize": 6, "textcoords": "offset points", "xytext": (3, 3)}
-            for point, rate, value in zip(own, rates, values, strict=True):
-                axis.annotate(f"{point.beta:g}", (rate, value), **beside)
-        axis.set(xlabel="rate, nats", ylabel=label)
-    axes[0].legend(fontsize=8)
+def at_rate(own: Sequence[Point], metric: str, rate: float) -> float | None:
+    """A metric of one system at a rate, on lines in logarithms; None beyond its points."""
+    known = sorted((p.rate_nats, getattr(p, metric)) for p in own if getattr(p, metric))
+    if len(known) < 2 or not known[0][0] <= rate <= known[-1][0]:
+        return None
+    rates, values = np.log(np.array(known)).T
+    return float(np.exp(np.interp(np.log(rate), rates, values)))
+
+
+def shared_rate(found: Sequence[Point]) -> float:
+    """The rate in the middle (in logarithms) of those that model and baseline both reach.
+
+    Raises:
+        UserError: they reach none in common.
+    """
+    rates = {name: [p.rate_nats for p in found if p.system == name] for name in (MODEL, BASELINE)}
+    low, high = max(map(min, rates.values())), min(map(max, rates.values()))
+    if low > high or low <= 0:
+        spans = " and ".join(
+            f"{SYSTEMS[name].title} {min(own):.1f} to {max(own):.1f} nats"
+            for name, own in rates.items()
+        )
+        raise UserError(
+            f"rate_distortion: the rates do not overlap ({spans}); run more experiments, with a "
+            f"higher beta for the dearer and a lower one for the cheaper system: {SWEEP}"
+        )
+    return float(np.sqrt(low * high))
+
+
+def at_one_rate(found: Sequence[Point], rate: float) -> list[str]:
+    """What each system is worth at one rate, its L2 over the baseline's."""
+    lines = [f"at {rate:.1f} nats (a perfect draw has {PERFECT_DRAW:.2f} times the L2 of a mean):"]
+    own = {name: [p for p in found if p.system == name] for name in SYSTEMS}
+    reference = at_rate(own[BASELINE], "l2", rate)
+    for name, system in SYSTEMS.items():
+        if (l2 := at_rate(own[name], "l2", rate)) is None or reference is None:
+            continue
+        mean, sharp = (at_rate(own[name], key, rate) for key in ("l2_of_mean", "sharpness"))
+        line = f"  {system.title:<18} L2 {l2:.4f} ({l2 / reference:.2f} times the baseline's)"
+        line += "" if mean is None else f"  mean of draws {mean:.4f} ({mean / reference:.2f})"
+        lines.append(line + f"  sharpness {sharp:.3f}")
+    return lines
+
+
+def figure(found: Sequence[Point], variances: Eigenvalues, latent: int) -> figures.Figure:
+    """L2 and sharpness against rate, Fréchet distance against L2; β at the points."""
+    drawn, axes = figures.lines(3)
+    for name, row in SYSTEMS.items():
+        own = [point for point in found if point.system == name]
+        if own:
+            _curve(axes[0], own, "rate_nats", "l2", f"{row.title}, a draw")
+            _curve(axes[1], own, "rate_nats", "sharpness", row.title)
+            _curve(axes[2], own, "l2", "reconstruction_fd", row.title)
+    for name, row in SYSTEMS.items():
+        known = [p for p in found if p.system == name and p.l2_of_mean is not None]
+        if known and name != BASELINE:
+            rates, means = [p.rate_nats for p in known], [p.l2_of_mean for p in known]
+            axes[0].plot(rates, means, ":", label=f"{row.title}, mean of draws")
+    gaussian, floor = gaussian_curve(variances), principal_floor(variances, latent)
+    inside = gaussian.rate_nats <= 1.1 * max(point.rate_nats for point in found)
+    axes[0].plot(*(part[inside] for part in gaussian), "k-", linewidth=0.7, label="Gaussian R(D)")
+    if floor > 0:
+        axes[0].axhline(floor, color="grey", linewidth=0.7, label=f"PCA of {latent}")
+    axes[0].set(xlabel="rate, nats", ylabel="L2", yscale="log")
+    axes[1].set(xlabel="rate, nats", ylabel="sharpness")
+    axes[2].set(xlabel="L2", ylabel="Fréchet distance of reconstructions")
+    for axis in axes:
+        axis.legend(fontsize=7)
     return drawn
 
 
-def write(folder: Path, found: Sequence[Point]) -> None:
+def _curve(axis: figures.Axes, own: Sequence[Point], x: str, y: str, label: str) -> None:
+    known = [(getattr(p, x), getattr(p, y), p.beta) for p in own if getattr(p, y) is not None]
+    axis.plot([a for a, _, _ in known], [b for _, b, _ in known], ".-", label=label)
+    for a, b, beta in known:
+        axis.annotate(f"{beta:g}", (a, b), (3, 3), textcoords="offset points", fontsize=6)
+
+
+def write(folder: Path, found: Sequence[Point], variances: Eigenvalues, latent: int) -> None:
     """``rate_distortion.csv`` and ``.png``."""
     table = folder / "rate_distortion.csv"
     with replacing(table) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file).writerows([Point._fields, *found])
-    figures.save(figure(found), folder / "rate_distortion.png")
+    figures.save(figure(found, variances, latent), folder / "rate_distortion.png")
 
 
 @click.command(help=__doc__)
 @click.option("--params", type=click.Path(path_type=Path), default="params.yaml")
+@click.option("--data", type=click.Path(path_type=Path), help="of download; data/<preset>")
 @click.option("--output", type=click.Path(path_type=Path), default="results")
 @click.option("--commits", default=1, help="baselines to look for experiments under")
-def main(params: Path, output: Path, commits: int) -> None:
+def main(params: Path, data: Path | None, output: Path, commits: int) -> None:
     """Read, draw and print."""
-    load_config(params)
+    config = load_config(params)
+    folder = data or Path("data") / config.preset
+    images = load_split(folder, "train", config.selected.data.image).images
     from dvc.api import exp_show
 
     found = points(exp_show(num=commits))
-    write(output, found)
+    write(output, found, eigenvalues(images), config.selected.latent)
     for point in found:
         click.echo(
             f"{point.system:<17} beta {point.beta:<8g} rate {point.rate_nats:9.2f} nats  L2 "
             f"{point.l2:.4f}  PSNR {point.psnr:.2f}  sharpness {point.sharpness:.3f}"
         )
+    click.echo("\n".join(at_one_rate(found, shared_rate(found))))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scorevae.shapes import AnyImages, Images
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
+from matplotlib.axes import Axes as Axes  # noqa: E402, PLC0414
 from matplotlib.figure import Figure as Figure  # noqa: E402, PLC0414 (others draw with it too)
 
 

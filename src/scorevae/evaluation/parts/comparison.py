@@ -40,7 +40,7 @@ def compute(subject: Subject) -> Found:
     return Found(
         numbers,
         figures=draw(subject),
-        notes=[*unfinished, *notes(config)],
+        notes=[*collapsed(numbers, config.beta), *unfinished, *notes(config)],
         reasons=reasons,
         cards=[ratio_card(numbers)],
         page=[] if data is None else [paper_table(config, numbers, data, reasons)],
@@ -111,6 +111,19 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
                     f"loss still fell by {percent:.1f} % for each doubling of the steps."
                 )
     return notes
+
+
+COLLAPSED = 0.05  # nats, which are printed as 0.0
+
+
+def collapsed(numbers: Numbers, beta: float) -> list[str]:
+    """Name the systems whose z tells nothing of the image."""
+    rates = {name: values.get("rate_nats") for name, values in numbers.items()}
+    return [
+        f"{SYSTEMS[name].title}: rate {rate:.1f} nats: z is not used; lower beta ({beta:g})."
+        for name, rate in rates.items()
+        if rate is not None and rate < COLLAPSED
+    ]
 
 
 # Presets on the paper's data; in the last one's budget only the ratio of systems compares.

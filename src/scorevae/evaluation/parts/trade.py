@@ -91,9 +91,9 @@ def draw(found: Sequence[Point]) -> Figure:
         own = [point for point in found if point.curve == curve]
         axis.plot([p.sharpness for p in own], [p.l2 for p in own], "o-", markersize=3, label=curve)
         for point in own if len(own) > 1 else []:
-            at = (point.sharpness, point.l2)
-            offset = {"textcoords": "offset points", "xytext": (3, 3)}
-            axis.annotate(f"{point.setting:g}", at, fontsize=6, **offset)
+            at, beside = (point.sharpness, point.l2), (3, 3)
+            text = f"{point.setting:g}"
+            axis.annotate(text, at, beside, textcoords="offset points", fontsize=6)
     axis.axvline(1, color="grey", linewidth=0.5)
     axis.set(xlabel="sharpness", ylabel="L2")
     axis.legend(fontsize=7)
