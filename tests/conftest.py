@@ -147,7 +147,7 @@ def empty_database(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(once: Once, empty_database: Path) -> Path:
-    """A folder in which all six stages have run, and the table that the last one printed."""
+    """A folder in which all seven stages have run, and the table that the last one printed."""
     import pipeline
 
     def make(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The six stages on tiny settings: in this process, as a finished folder, and under DVC."""
+"""The seven stages on tiny settings: in this process, as a finished folder, and under DVC."""
 
 import importlib
 import os
@@ -17,8 +17,8 @@ from scorevae.config import read_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPH = read_tree(ROOT / "dvc.yaml")
-STAGES = ["download", "train_prior", "train_vae_baseline", "train_encoder", "reconstruct"]
-STAGES += ["evaluate"]
+STAGES = ["download", "train_prior", "train_vae_baseline", "train_encoder", "train_variants"]
+STAGES += ["reconstruct", "evaluate"]
 OUTPUTS = ("data", "models", "results")  # the folders that stages write into
 # What DVC and the workflows' scripts work with.
 TRACKED = (
@@ -46,7 +46,7 @@ def set_params(**overrides: Any) -> None:  # noqa: ANN401 (any value of the file
 
 
 def finish(preset: str = "digits", **overrides: Any) -> Result:  # noqa: ANN401
-    """Run all six stages in the current folder; the last one's result."""
+    """Run all seven stages in the current folder; the last one's result."""
     set_params(preset=preset, **overrides)
     for stage in STAGES:
         result = run(stage, preset)

@@ -22,10 +22,16 @@ from pipeline import Clone, run, set_params
 
 Cached = Callable[[str], Path]
 STEPS = 80
-WEIGHTS = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
-LAST_PHASE = WEIGHTS | {"train_encoder": "objective"}
+WEIGHTS = {
+    "train_prior": "prior",
+    "train_vae_baseline": "vae",
+    "train_encoder": "encoder",
+    "train_variants": "variants/diffusion_decoder",
+}
+LAST_PHASE = WEIGHTS | {"train_encoder": "objective", "train_variants": "diffusion_decoder"}
 TRAININGS = {stage: [part] for stage, part in WEIGHTS.items()}
 TRAININGS["train_encoder"].append("encoder.warm_start")
+TRAININGS["train_variants"] = ["corrector", "diffusion_decoder"]
 MODES = {
     "repro": ("dvc", "repro"),
     "exp run": ("dvc", "exp", "run"),
@@ -43,12 +49,13 @@ CASES = [
 ]
 
 
-def longer(stage: str) -> dict[str, int]:
+def longer(stage: str) -> dict[str, object]:
     """Enough steps of one training to be killed in; the others are those of the finished run."""
     keys = [f"{part}.training" for part in TRAININGS[stage]]
-    return {
+    counts = {
         f"presets.digits.{key}.{n}": STEPS for key in keys for n in ("steps", "validate_every")
     }
+    return counts | ({"variants": TRAININGS[stage]} if stage == "train_variants" else {})
 
 
 @pytest.fixture(scope="session")

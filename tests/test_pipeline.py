@@ -57,8 +57,8 @@ def test_deps_are_the_code_that_the_stage_imports(stage: str) -> None:
 
 def test_the_graph_is_short() -> None:
     """Catches lists that grow file by file where a package is the boundary."""
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 200
-    assert sum(len(code_deps(stage)) for stage in STAGES) <= 60 + len(STAGES)
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 210
+    assert sum(len(code_deps(stage)) for stage in STAGES) <= 64 + len(STAGES)
 
 
 def tracked(config: Config, key: str) -> object:
@@ -85,7 +85,7 @@ def test_tracked_params_exist_and_cover_the_selector(stage: str) -> None:
     keys = params_of(stage, config)
     assert "preset" in keys
     for key in keys:
-        assert isinstance(tracked(config, key), Section | int | float | str | None)
+        assert isinstance(tracked(config, key), Section | list | int | float | str | None)
 
 
 @pytest.mark.parametrize("protocol", ["default", "paper"])

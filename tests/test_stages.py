@@ -1,4 +1,4 @@
-"""The six stages through their command lines, on tiny settings, and what they refuse."""
+"""The seven stages through their command lines, on tiny settings, and what they refuse."""
 
 import json
 import re

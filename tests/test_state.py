@@ -59,7 +59,13 @@ def test_key_follows_from_settings_and_inputs(weights: Path) -> None:
 
 def test_code_is_an_input_of_every_stage_with_states() -> None:
     """Catches a training that is begun by one code and finished by another."""
-    for stage in ("train_prior", "train_vae_baseline", "train_encoder", "reconstruct"):
+    for stage in (
+        "train_prior",
+        "train_vae_baseline",
+        "train_encoder",
+        "train_variants",
+        "reconstruct",
+    ):
         files = code_of(stage)
         assert {f"{stage}.py", "randomness.py"} <= {path.name for path in files}
         assert all(path.is_file() and path.suffix == ".py" for path in files)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from scorevae.config import Config, PresetConfig, flatten, leaves, load_config, read_tree, shown
+from scorevae.config import Config, flatten, leaves, load_config, read_tree, shown
 from scorevae.errors import UserError
 from scorevae.runtime.runs import (
     CURVE_TAG,
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PATH = click.Path(path_type=Path)
-CURVES = {"train_prior": "prior", "train_vae_baseline": "vae", "train_encoder": "encoder"}
+CURVES = {
+    "train_prior": "prior",
+    "train_vae_baseline": "vae",
+    "train_encoder": "encoder",
+    "train_variants": "variants",
+}
 SYNCED = {"scorevae.synced": "true"}  # marks a run that was recorded afterwards
 NAMED = 5  # parameters in one message
 NAME_HELP = (
@@ -257,15 +262,13 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
     Raises:
         UserError: a file that is not what its stage writes.
     """
-    ends = _ends(config.selected)
     curves, absent = [], []
-    for stage, name in CURVES.items():
-        path = results / "curves" / f"{name}.csv"
+    for stage, (phase, steps) in _ends(config).items():
+        path = results / "curves" / f"{CURVES[stage]}.csv"
         if not path.exists():
             absent.append(f"{path}: no such file; {stage} writes it")
             continue
         points = read_curve(path)
-        phase, steps = ends[stage]
         at, last = (points[-1].metric.partition("/")[0], points[-1].step) if points else (phase, 0)
         if (at, last) != (phase, steps):
             wanted = f"of {steps}" if at == phase else f"of {at}, not {steps} of {phase}"
@@ -282,14 +285,25 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
     return curves, headline, absent
 
 
-def _ends(preset: PresetConfig) -> dict[str, tuple[str, int]]:
-    """The phase and step at which each stage's curve ends; a phase without steps has no rows."""
+def _ends(config: Config) -> dict[str, tuple[str, int]]:
+    """The phase and step at which each stage's curve ends; a phase without steps has no rows.
+
+    Where no variant is switched on, that stage trains nothing.
+    """
+    preset = config.selected
     warm_start, objective = preset.encoder.warm_start.training.steps, preset.encoder.training.steps
     skipped = objective == 0 and warm_start > 0
+    variants = {
+        "corrector": preset.corrector.training.steps,
+        "diffusion_decoder": preset.diffusion_decoder.training.steps,
+    }
+    last = [(name, steps) for name, steps in variants.items() if name in config.variants]
+    last = [end for end in last if end[1] > 0] or last
     return {
         "train_prior": ("prior", preset.prior.training.steps),
         "train_vae_baseline": ("vae", preset.vae.training.steps),
         "train_encoder": ("warm_start", warm_start) if skipped else ("objective", objective),
+        **({"train_variants": last[-1]} if last else {}),
     }
 
 

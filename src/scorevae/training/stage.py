@@ -1,8 +1,8 @@
-"""What the three training stages share: data, device, state, curve file and tracking."""
+"""What the training stages share: data, device, state, curve file and tracking."""
 
 import csv
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import nn
 from scorevae.config import Config, TrainingConfig
 from scorevae.data.arrays import load_split, to_tensor
 from scorevae.data.batches import batches
-from scorevae.networks.weights import Header, save_weights
+from scorevae.networks.weights import Header, Trained, save_weights
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
 from scorevae.runtime.files import replacing
@@ -33,6 +33,8 @@ SETTINGS = {
     "vae": "vae.training",
     "warm_start": "encoder.warm_start.training",
     "objective": "encoder.training",
+    "corrector": "corrector.training",
+    "diffusion_decoder": "diffusion_decoder.training",
 }
 
 
@@ -162,6 +164,18 @@ class TrainingRun:
         save_weights(path, network, header)
         self._tracker.artifact(self._curve.path)
         self._tracker.weights("wrote", path)
+
+    def save_folder(self, folder: Path, trained: Mapping[str, Trained]) -> None:
+        """Write curve, then a folder with the weights of all, each ``<name>.safetensors``."""
+        if not self.accelerator.is_main_process:
+            return
+        self._curve.write()
+        with replacing(folder) as temporary:
+            for name, (network, header) in trained.items():
+                save_weights(temporary / f"{name}.safetensors", network, header)
+        self._tracker.artifact(self._curve.path)
+        for name in trained:
+            self._tracker.weights("wrote", folder / f"{name}.safetensors")
 
 
 @contextmanager

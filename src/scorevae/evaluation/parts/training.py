@@ -13,11 +13,14 @@ from scorevae.evaluation.part import Caption, Found, Part, Subject
 from scorevae.evaluation.report.page import Cell, Label, Number, Table
 
 CURVES = ("prior", "vae", "encoder")  # files in the folder of curves, and panels
+VARIANTS = "variants"  # one more, where a variant is switched on
 PHASES = {
     "prior": Label("Prior", "diffusion U-Net"),
     "vae": Label("VAE", "the baseline"),
     "warm_start": Label("Encoder, warm start", "regression on the VAE's encoder"),
     "objective": Label("Encoder, objective", "arXiv 2304.12141 §3.5"),
+    "corrector": Label("Corrector", "of ScoreVAE+, prior and encoder frozen"),
+    "diffusion_decoder": Label("Diffusion decoder", "encoder and conditional U-Net"),
 }
 FINISHED = 2.0  # percent for each doubling of the steps: a training that falls by less has ended
 Record = Mapping[str, str]  # a row of a curve file
@@ -36,7 +39,8 @@ class Phase(NamedTuple):
 
 def compute(subject: Subject) -> Found:
     """A table of all trainings and their curves."""
-    curves = {name: read_curve(subject.curves / f"{name}.csv") for name in CURVES}
+    names = (*CURVES, VARIANTS) if subject.config.variants else CURVES
+    curves = {name: read_curve(subject.curves / f"{name}.csv") for name in names}
     phases = [phase for records in curves.values() for phase in read_phases(records)]
     return Found(figures={"training_curves": draw(curves)}, page=[table(phases)])
 
