@@ -27,6 +27,7 @@ from scorevae.autoencoders import (
     ScoreVAEPlus,
     systems_of,
 )
+from scorevae.commands.sync import read_results
 from scorevae.errors import UserError
 from scorevae.networks.conditional import load_diffusion_decoder
 from scorevae.networks.corrector import load_corrector
@@ -291,6 +292,28 @@ def test_interrupted_training_goes_on_to_the_same_bits(
         weights = [safetensors.torch.load_file(folder / FOLDER / f"{name}.safetensors")
                    for folder in (workspace, switched_on)]  # fmt: skip
         torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("variants", "kept", "said"), [
+    (BOTH, 2, []),
+    ([], 0, []),
+    (["corrector"], 1, []),
+    (BOTH, 1, ["ends at step 4 of corrector, not 4 of diffusion_decoder; run `dvc repro`"]),
+])  # fmt: skip
+def test_sync_reads_the_curve_of_the_run(
+    switched_on: Path, tmp_path: Path, variants: list[str], kept: int, said: list[str]
+) -> None:
+    """Catches a curve that MLflow never gets, or one demanded of a run without variants."""
+    results = shutil.copytree(switched_on / "results", tmp_path / "results")
+    path = results / "curves/variants.csv"
+    head, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(head + "".join(row for row in rows if row.startswith(tuple(BOTH[:kept]))))
+    curves, _, absent = read_results(results, tiny_config(variants=variants))
+    assert [line.removeprefix(f"{path}: ") for line in absent] == said
+    found = {curve.stage: curve.points for curve in curves}
+    assert ("train_variants" in found) is (bool(kept) and not said)
+    if not said and kept:
+        assert {p.metric.partition("/")[0] for p in found["train_variants"]} == set(BOTH[:kept])
 
 
 # --- faults ----------------------------------------------------------------------------------
