@@ -340,7 +340,7 @@ def other_latent() -> None:
     [
         ("reconstruct", nothing, "variants/corrector.safetensors: no such file; run the stage "
          "that writes it (dvc repro)"),
-        ("evaluate", nothing, "variants/corrector.safetensors: no such file"),
+        ("evaluate", nothing, "scorevae_plus_images.npy: cannot be read"),
         ("train_variants", other_sde, "models/digits/prior.safetensors: its sde is"),
         ("train_variants", no_encoder, "models/digits/encoder.safetensors: no such file"),
         ("train_variants", other_latent, "models/digits/encoder.safetensors: its latent is"),
