@@ -97,14 +97,15 @@ def summarise(
 def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> list[str]:
     """Add ``falling_percent`` of each system, the worst of its trainings; name the unfinished."""
     notes = []
+    try:
+        falling = still_falling(subject)
+    except Unavailable as reason:
+        falling, reasons["falling_percent"] = {}, str(reason)
     for name, values in numbers.items():
         system = SYSTEMS[name]
-        try:
-            found = still_falling(subject.curves, system.phases)
-        except Unavailable as reason:
-            found, reasons["falling_percent"] = {}, str(reason)
-        values["falling_percent"] = max(found.values(), default=None)
-        for phase, percent in found.items():
+        own = {phase: falling[phase] for phase in system.phases if phase in falling}
+        values["falling_percent"] = max(own.values(), default=None)
+        for phase, percent in own.items():
             if percent > FINISHED:
                 notes.append(
                     f"{system.title} is unfinished: at the end of its training “{phase}” the test "

@@ -39,20 +39,29 @@ class Phase(NamedTuple):
 
 def compute(subject: Subject) -> Found:
     """A table of all trainings and their curves."""
-    names = (*CURVES, VARIANTS) if subject.config.variants else CURVES
-    curves = {name: read_curve(subject.curves / f"{name}.csv") for name in names}
-    phases = [phase for records in curves.values() for phase in read_phases(records)]
-    return Found(figures={"training_curves": draw(curves)}, page=[table(phases)])
+    curves = read_curves(subject)
+    return Found(figures={"training_curves": draw(curves)}, page=[table(phases_of(curves))])
 
 
-def still_falling(folder: Path, phases: Sequence[str]) -> dict[str, float]:
-    """How fast the test loss of each of these phases fell at its end, where that was recorded.
+def still_falling(subject: Subject) -> dict[str, float]:
+    """By phase, how fast its test loss fell at its end, where that was recorded.
 
     Raises:
         Unavailable: as :func:`read_curve`.
     """
-    found = [phase for name in CURVES for phase in read_phases(read_curve(folder / f"{name}.csv"))]
-    return {p.name: p.falling for p in found if p.name in phases and p.falling is not None}
+    phases = phases_of(read_curves(subject))
+    return {phase.name: phase.falling for phase in phases if phase.falling is not None}
+
+
+def read_curves(subject: Subject) -> dict[str, list[Record]]:
+    """The curve files of the run; raises as :func:`read_curve`."""
+    names = (*CURVES, VARIANTS) if subject.config.variants else CURVES
+    return {name: read_curve(subject.curves / f"{name}.csv") for name in names}
+
+
+def phases_of(curves: Mapping[str, Sequence[Record]]) -> list[Phase]:
+    """Every training that they record."""
+    return [phase for records in curves.values() for phase in read_phases(records)]
 
 
 def read_curve(path: Path) -> list[Record]:
