@@ -234,7 +234,13 @@ class DiffusionSystem(System):
     def decode_draws(
         self, z: Latents, draws: int, *, guidance: float = 1.0, seed: int = 0
     ) -> Groups:
-        """Draw so many images from p(x|z) for each latent, each from noise of its own."""
+        """Draw so many images from p(x|z) for each latent, each from noise of its own.
+
+        Raises:
+            UserError: no draws are asked for, or latents have the wrong shape.
+        """
+        if draws < 1:
+            raise UserError(f"draws: got {draws}; give 1 or more")
         images = self.decode(z.repeat_interleave(draws, dim=0), guidance=guidance, seed=seed)
         return images.unflatten(0, (len(z), draws))
 
