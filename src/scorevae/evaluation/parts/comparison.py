@@ -1,13 +1,21 @@
 """Every system on the test images: distances, sharpness, rate, what a classifier still sees."""
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
-from scorevae.autoencoders import BASELINE, MODEL, SYSTEMS, default_device, systems_of
+from scorevae.autoencoders import (
+    BASELINE,
+    MODEL,
+    SYSTEMS,
+    DiffusionSystem,
+    default_device,
+    systems_of,
+)
 from scorevae.config import Config
 from scorevae.errors import Unavailable
 from scorevae.evaluation import lpips, metrics
@@ -18,6 +26,7 @@ from scorevae.evaluation.report.page import Card, Cell, Label, Number, Table
 from scorevae.evaluation.report.tables import ARROW_NOTE, Metric, number, reason_of
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.reconstructions import Reconstructions
+from scorevae.sampling import network_evaluations
 from scorevae.shapes import Images
 
 
@@ -43,8 +52,29 @@ def compute(subject: Subject) -> Found:
         notes=[*collapsed(numbers, config.beta), *unfinished, *notes(config)],
         reasons=reasons,
         cards=[ratio_card(numbers)],
-        page=[] if data is None else [paper_table(config, numbers, data, reasons)],
+        page=[cost_table(subject)]
+        + ([] if data is None else [paper_table(config, numbers, data, reasons)]),
     )
+
+
+def cost_table(subject: Subject) -> Table:
+    """What an image costs: evaluations of the networks, and time once everything is warm.
+
+    On the page alone: seconds differ from run to run, and metrics.json is to be the same.
+    """
+    rows: list[list[Cell]] = []
+    for name, system in subject.systems.items():
+        z = subject.reconstructed[name].posterior.mean[:TIMED]
+        system.decode(z[:1])  # what happens once only: buffers, kernels
+        started = time.perf_counter()
+        system.decode(z)
+        each = (time.perf_counter() - started) / len(z)
+        drawn = isinstance(system, DiffusionSystem)
+        evaluations = network_evaluations(subject.config.sampling) if drawn else 1
+        rows.append([Label(SYSTEMS[name].title), Number(evaluations), Number(1000 * each, 1)])
+    note = f"Decoding {TIMED} images or fewer together, measured warm, in this run."
+    columns = ["System", "Network evaluations", "Time for an image, ms"]
+    return Table("What a reconstruction costs", columns, rows, note)
 
 
 def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
@@ -114,6 +144,7 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
     return notes
 
 
+TIMED = 32  # images
 COLLAPSED = 0.05  # nats, which are printed as 0.0
 
 
