@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scorevae.autoencoders import SYSTEMS
 from scorevae.config import Config
-from scorevae.errors import Unavailable
+from scorevae.errors import Unavailable, UserError
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Found, Numbers, Part, Subject
@@ -21,6 +21,7 @@ from scorevae.evaluation.report.page import write
 from scorevae.evaluation.report.provenance import provenance
 from scorevae.evaluation.report.tables import Rows
 from scorevae.runtime.files import replacing
+from scorevae.runtime.memory import explaining_memory
 
 FILES = "figures and report"  # the last step, after the parts
 Report = Callable[[str], None]
@@ -122,7 +123,14 @@ def evaluate(
 
 
 def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis:
-    """Run the parts that are switched on, one after the other."""
+    """Run the parts that are switched on, one after the other.
+
+    What a part raises makes that part null, with the reason. Only the first one, the comparison
+    that all others stand beside, ends the evaluation.
+
+    Raises:
+        UserError: the first part's: what it compares is missing or foreign, or memory ran out.
+    """
     result = Analysis(subject.config, parts)
     for part in parts:
         if not part.is_on(subject.config):
@@ -130,12 +138,22 @@ def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis
         report(part.name)
         started = time.perf_counter()
         try:
-            result.found[part.name] = part.compute(subject)
-        except Unavailable as reason:
-            result.unavailable[part.name] = str(reason)
-            report(f"{part.name} is null: {reason}")
+            with explaining_memory(memory_remedy(subject.config, part.name, parts)):
+                result.found[part.name] = part.compute(subject)
+        except Exception as error:  # noqa: BLE001 (whatever it is: a finished run is not lost)
+            if part is parts[0] and not isinstance(error, Unavailable):
+                raise
+            result.unavailable[part.name] = why = why_null(error)
+            report(f"{part.name} is null: {why}")
         result.seconds[part.name] = time.perf_counter() - started
     return result
+
+
+def why_null(error: Exception) -> str:
+    """The message of an error, in a line; of one that was not foreseen its kind, too."""
+    text = " ".join(str(error).split())[:300]
+    foreseen = isinstance(error, Unavailable | UserError)
+    return text if foreseen else f"{type(error).__name__}: {text}"
 
 
 def memory_remedy(config: Config, step: str, parts: Sequence[Part] = PARTS) -> str:

@@ -9,6 +9,7 @@ from scorevae.errors import Unavailable
 from scorevae.evaluation.figures import Figure, label_name
 from scorevae.evaluation.part import Caption, Found, Part, Subject
 from scorevae.evaluation.probe import Indices, Points, Vectors, label_column
+from scorevae.evaluation.tsne import tsne
 from scorevae.randomness import derive_seed
 
 PERPLEXITY = 30.0
@@ -27,22 +28,17 @@ def compute(subject: Subject) -> Found:
 
 
 def embed(vectors: Vectors, *, perplexity: float, seed: int) -> Points:
-    """t-SNE of vectors in the plane (van der Maaten & Hinton 2008), started from their PCA.
-
-    The perplexity is lowered to a third of the points where there are few.
+    """Of :func:`scorevae.evaluation.tsne.tsne`; the perplexity is at most a third of the points.
 
     Raises:
-        Unavailable: too few points for neighbourhoods.
+        Unavailable: too few points for neighbourhoods, or t-SNE failed.
     """
-    from sklearn.manifold import TSNE
-
     count = len(vectors)
     if count < FEWEST_EMBEDDED:
         raise Unavailable(f"embedding: {count} images, {FEWEST_EMBEDDED} are the least")
     lowered = min(perplexity, (count - 1) / 3)
     state = derive_seed(seed, "latents", "embedding") % 2**32
-    method = TSNE(perplexity=lowered, init="pca", random_state=state)
-    return method.fit_transform(vectors.double().numpy())
+    return tsne(vectors.double().numpy(), perplexity=lowered, seed=state)
 
 
 def draw(
