@@ -1,4 +1,4 @@
-"""Pictures, the settings of a data set, and what a folder holds, for the tests of sources."""
+"""Pictures, evil pickles, the settings of a data set, and what a folder holds."""
 
 import hashlib
 import io
@@ -51,3 +51,13 @@ def meta(out: Path) -> dict[str, Any]:
 def md5_of(path: Path) -> str:
     """The sum that official files are known by."""
     return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+class Evil:
+    """Creates a file when its pickle is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
