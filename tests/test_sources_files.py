@@ -53,14 +53,10 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
 def png(width: int, height: int) -> bytes:
     """A PNG whose header claims a size and which holds next to no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        check = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+    data = bytearray(encoded(noise(8, 8, 3)))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
 
 
 def pgm(kind: str, rows: np.ndarray, largest: int) -> bytes:
@@ -98,9 +94,9 @@ def write(path: Path, files: dict[str, bytes | str]) -> Path:
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
     """Damage a file."""
-    content = bytearray(path.read_bytes())
-    content[offset : offset + len(data)] = data
-    path.write_bytes(content)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
 
 
 def contents(root: Path) -> list[tuple[str, bytes]]:
@@ -111,46 +107,41 @@ def contents(root: Path) -> list[tuple[str, bytes]]:
     return found
 
 
+def refused(expected: str, path: Path) -> None:
+    with pytest.raises(UserError, match=expected):
+        contents(path)
+
+
 # One picture
 
 
-@pytest.mark.parametrize(
-    ("pixels", "image", "expected"),
-    [
-        (noise(8, 8), GREY, noise(8, 8)[..., None]),
-        (noise(8, 8, 3), COLOUR, noise(8, 8, 3)),
-        (noise(8, 8), COLOUR, noise(8, 8)[..., None].repeat(3, 2)),
-        (noise(8, 20), GREY, noise(8, 20)[:, 6:14, None]),
-        (noise(20, 8), GREY, noise(20, 8)[6:14, :, None]),
-    ],
-    ids=["grey", "colour", "grey to colour", "wide", "high"],
-)
+@pytest.mark.parametrize(("pixels", "image", "expected"), [
+    (noise(8, 8), GREY, noise(8, 8)[..., None]),
+    (noise(8, 8, 3), COLOUR, noise(8, 8, 3)),
+    (noise(8, 8), COLOUR, noise(8, 8)[..., None].repeat(3, 2)),
+    (noise(8, 20), GREY, noise(8, 20)[:, 6:14, None]),
+    (noise(20, 8), GREY, noise(20, 8)[6:14, :, None]),
+], ids=["grey", "colour", "grey to colour", "wide", "high"])  # fmt: skip
 def test_pixels_are_kept(pixels: np.ndarray, image: ImageConfig, expected: np.ndarray) -> None:
     """Catches resampling, swapped axes or channels, one of three, and a corner for the centre."""
     np.testing.assert_array_equal(decode(encoded(pixels), image), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_picture_is_turned_upright(kind: str, orientation: int) -> None:
-    """Catches EXIF orientation left out or turned the wrong way."""
-    upright = noise(8, 8)
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [("PNG", {}, 0), ("TIFF", {}, 0), ("WEBP", {"lossless": True}, 0), ("JPEG", {}, 1)],
+)
+def test_picture_is_turned_upright(
+    kind: str, options: dict[str, bool], tolerance: int, orientation: int
+) -> None:
+    """Catches EXIF orientation left out, of some formats alone, or turned the wrong way."""
+    upright = np.kron([[0, 80], [160, 255]], np.ones((8, 8))).astype(np.uint8)  # JPEG's blocks
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(stored(upright, orientation), kind, exif=exif, **options)
-    np.testing.assert_array_equal(decode(data, GREY)[..., 0], upright)
-
-
-def test_photograph_is_turned_upright() -> None:
-    """Catches orientation that is read from the lossless formats alone."""
-    upright = np.zeros((16, 16), dtype=np.uint8)
-    upright[:4, :8] = 255  # bright in the upper left
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    found = decode(encoded(stored(upright, 6), "JPEG", exif=exif), GREY)[..., 0]
-    assert found[0, :4].min() > 200
-    assert max(found[4:].max(), found[:, 5:].max()) < 50
+    found = decode(data, ImageConfig(channels=1, size=16))[..., 0]
+    np.testing.assert_allclose(found.astype(int), upright, rtol=0, atol=tolerance)
 
 
 def transparent(mode: str) -> bytes:
@@ -186,29 +177,25 @@ def test_transparent_colour_shows_white(mode: str, kind: str) -> None:
     assert (found[:, 4:] == 200).all()
 
 
+DEEP = {  # and how far the levels may be off
+    "PNG": (encoded(SIXTEEN.astype("<u2"), "PNG"), 0),
+    "TIFF": (encoded(SIXTEEN.astype("<u2"), "TIFF"), 0),
+    "big-endian TIFF": (encoded(SIXTEEN.astype(">u2"), "TIFF"), 0),
+    "PGM": (pgm("P5", SIXTEEN, 65535), 0),
+    "PGM in digits": (pgm("P2", SIXTEEN, 65535), 0),
+    "PGM of a camera's 10 bits": (pgm("P5", SIXTEEN * 1023 // 65535, 1023), 1),
+}
+
+
 @pytest.mark.parametrize("image", [GREY, COLOUR])
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded(SIXTEEN.astype("<u2"), "PNG"),
-        encoded(SIXTEEN.astype("<u2"), "TIFF"),
-        encoded(SIXTEEN.astype(">u2"), "TIFF"),
-        pgm("P5", SIXTEEN, 65535),
-        pgm("P2", SIXTEEN, 65535),
-    ],
-    ids=["PNG", "TIFF", "big-endian TIFF", "PGM", "PGM in digits"],
-)
-def test_sixteen_bits_become_eight(data: bytes, image: ImageConfig) -> None:
-    """Catches 16-bit grey refused, clipped, cut to its low byte, or read with swapped bytes."""
-    found = decode(data, image)
-    np.testing.assert_array_equal(found, np.broadcast_to(LEVELS[None, :, None], found.shape))
+@pytest.mark.parametrize(("data", "tolerance"), DEEP.values(), ids=DEEP)
+def test_sixteen_bits_become_eight(data: bytes, tolerance: int, image: ImageConfig) -> None:
+    """Catches 16-bit grey refused, clipped, cut to its low byte, or read with swapped bytes.
 
-
-def test_grey_maps_of_other_ranges() -> None:
-    """Catches the range that a PGM states ignored: 10 bits of a camera shown nearly black."""
-    rows = np.tile(np.linspace(0, 1023, 8).round().astype(int), (8, 1))
-    found = decode(pgm("P5", rows, 1023), GREY)
-    np.testing.assert_allclose(found[0, :, 0], np.linspace(0, 255, 8), atol=1)
+    And the range that a PGM states ignored, which shows 10 bits nearly black.
+    """
+    off = decode(data, image) - LEVELS[None, :, None]
+    assert np.abs(off).max() <= tolerance
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("TIFF", 0), ("JPEG", 3)])
@@ -249,15 +236,12 @@ def test_shrinking_is_antialiased(factor: int) -> None:
     assert np.abs(inside - 127.5).max() < 2
 
 
-@pytest.mark.parametrize(
-    ("shape", "size", "crop", "reason"),
-    [
-        ((20, 7), 8, None, "7×20 pixels, at least 8 "),
-        ((7, 20), 8, None, "20×7 pixels, at least 8 "),
-        ((139, 200), 64, 140, "200×139 pixels, at least 140 "),
-        ((218, 178), 150, 140, "150"),  # the square of 140, not the picture, is too small
-    ],
-)
+@pytest.mark.parametrize(("shape", "size", "crop", "reason"), [
+    ((20, 7), 8, None, "7×20 pixels, at least 8 "),
+    ((7, 20), 8, None, "20×7 pixels, at least 8 "),
+    ((139, 200), 64, 140, "200×139 pixels, at least 140 "),
+    ((218, 178), 150, 140, "150"),  # the square of 140, not the picture, is too small
+])  # fmt: skip
 def test_pictures_are_not_enlarged(
     shape: tuple[int, int], size: int, crop: int | None, reason: str
 ) -> None:
@@ -279,21 +263,16 @@ USELESS = {
     "float32": (encoded(np.full((8, 8), 1000, dtype=np.float32), "TIFF"), "8 bits"),
     "PFM": (b"Pf 8 8 -1.0\n" + np.ones((8, 8), "<f4").tobytes(), "8 bits"),
 }
+for _kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF"):
+    _data = encoded(noise(64, 64), _kind)
+    USELESS[f"half a {_kind}"] = (_data[: len(_data) // 2], "cannot be decoded")
 
 
 @pytest.mark.parametrize(("data", "reason"), USELESS.values(), ids=USELESS)
 def test_useless_picture(data: bytes, reason: str) -> None:
-    """Catches a decoder's exception, another program, and a range that nobody states clipped."""
+    """Catches a decoder's exception, another program, a grey lower half, and a range clipped."""
     with pytest.raises(BadImage, match=reason):
         decode(data, GREY)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
-def test_truncated_picture(kind: str) -> None:
-    """Catches a grey lower half, or a decoder's own exception."""
-    data = encoded(noise(64, 64), kind)
-    with pytest.raises(BadImage, match="cannot be decoded"):
-        decode(data[: len(data) // 2], GREY)
 
 
 @pytest.mark.parametrize("side", [60_000, 10_000])
@@ -315,9 +294,9 @@ OTHER = ("a.png.part", "a.txt", "a/notes.txt")
 def test_archive_is_read_like_its_folder(tmp_path: Path, kind: str) -> None:
     """Catches lost, cut or exchanged members, and hidden or other files taken for images.
 
-    And a folder or an upper-case ending that is missed.
+    And a folder or an upper-case ending that is missed, and names that only look like a way out.
     """
-    images = PICTURES | {"C.JPEG": b"C"}
+    images = PICTURES | {"C.JPEG": b"C", "a..b/1.png": b"dots", "2024-05-01 12:30.png": b"time"}
     others = dict.fromkeys(HIDDEN + OTHER, b"no")
     if kind != "folder":
         others["__MACOSX/a/0.png"] = b"no"  # the Finder's, which it does not unpack
@@ -426,24 +405,18 @@ def test_hard_links_are_images(tmp_path: Path, kind: str) -> None:
     """Catches an image of two names that counts once, and members after it read from its place."""
     one, two, three = b"1" * 700, b"2" * 900, b"3" * 600
     files = {
-        "./a/1.png": one,
-        "./store/2": two,
-        "./b/1.png": "./a/1.png",
-        "./b/2.png": "./store/2",
-    }
-    files |= {"./b/again.png": "./b/2.png", "./b/3.png": three}
+        "./a/1.png": one, "./store/2": two, "./b/1.png": "./a/1.png", "./b/2.png": "./store/2",
+        "./b/again.png": "./b/2.png", "./b/3.png": three,
+    }  # fmt: skip
     expected = {"a/1.png": one, "b/1.png": one, "b/2.png": two, "b/again.png": two}
     assert dict(contents(write(tmp_path / f"set.{kind}", files))) == expected | {"b/3.png": three}
 
 
-@pytest.mark.parametrize(
-    ("target", "reason"),
-    [
-        ("gone.png", r"'gone\.png' not found"),
-        ("../../secret.png", "outside"),
-        ("{}/secret.png", "absolute path"),
-    ],
-)
+@pytest.mark.parametrize(("target", "reason"), [
+    ("gone.png", r"'gone\.png' not found"),
+    ("../../secret.png", "outside"),
+    ("{}/secret.png", "absolute path"),
+])  # fmt: skip
 def test_hard_link_to_nothing(tmp_path: Path, target: str, reason: str) -> None:
     """Catches tarfile's KeyError, an image left out, and a file of this machine taken for one.
 
@@ -453,8 +426,7 @@ def test_hard_link_to_nothing(tmp_path: Path, target: str, reason: str) -> None:
     files = {"notes.txt": target.format(tmp_path)}
     assert contents(write(tmp_path / "set.tar", files)) == []
     write(tmp_path / "set.tar", files | {"1.png": target.format(tmp_path)})
-    with pytest.raises(UserError, match=rf"set\.tar: damaged .*{reason}"):
-        contents(tmp_path / "set.tar")
+    refused(rf"set\.tar: damaged .*{reason}", tmp_path / "set.tar")
 
 
 OUTSIDE = ["../evil.png", "a/../../evil.png", "/tmp/evil.png", "../evil.txt"]
@@ -466,15 +438,8 @@ OUTSIDE += ["..\\evil.png", "\\evil.png", "C:\\evil.png", "c:/evil.png"]
 def test_members_stay_inside(tmp_path: Path, kind: str, name: str) -> None:
     """Catches an archive that names a path outside of itself, read or unpacked all the same."""
     path = write(tmp_path / "sub" / f"set.{kind}", {"a.png": b"a", name: b"evil"})
-    with pytest.raises(UserError, match=rf"set\.{kind}: .*{re.escape(repr(name))}.* outside"):
-        contents(path)
+    refused(rf"set\.{kind}: .*{re.escape(repr(name))}.* outside", path)
     assert [p.name for p in tmp_path.rglob("*")] == ["sub", f"set.{kind}"]
-
-
-@pytest.mark.parametrize("name", ["a..b/1.png", "2024-05-01 12:30.png"])
-def test_harmless_names(tmp_path: Path, name: str) -> None:
-    """Catches names that only look like a way out: two dots inside, a time of day."""
-    assert contents(write(tmp_path / "set.zip", {name: b"1"})) == [(name, b"1")]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -484,8 +449,7 @@ def test_large_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     fits = write(tmp_path / f"fits.{kind}", {"a.png": bytes(100), "large.txt": bytes(101)})
     assert contents(fits) == [("a.png", bytes(100))]
     path = write(tmp_path / f"bomb.{kind}", {"a.png": bytes(101)})
-    with pytest.raises(UserError, match=rf"bomb\.{kind}: .*'a\.png' unpacks to 101 bytes.* 100"):
-        contents(path)
+    refused(rf"bomb\.{kind}: .*'a\.png' unpacks to 101 bytes.* 100", path)
 
 
 def patch(path: Path, offset: int, value: bytes) -> None:
@@ -527,66 +491,57 @@ def test_member_that_cannot_be_unpacked(tmp_path: Path) -> None:
     patch(path, 8, struct.pack("<H", 97))  # compression method
     assert contents(path) == [("a.png", b"")]
     patch(path, 6, struct.pack("<H", 1))  # flags
-    with pytest.raises(UserError, match=r"set\.zip: 'a\.png' is encrypted"):
-        contents(path)
+    refused(r"set\.zip: 'a\.png' is encrypted", path)
 
 
 def test_python_without_tarfile_s_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a traceback under Python 3.11.0 to 3.11.3, whose tarfile would write anywhere."""
-    path = write(tmp_path / "set.tar", {"a.png": png(8, 8)})
     monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(UserError, match=r"set\.tar: Python 3\.11\.4 or newer unpacks it"):
-        contents(path)
+    path = write(tmp_path / "set.tar", PICTURES)
+    refused(r"set\.tar: Python 3\.11\.4 or newer unpacks it", path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("kind", KINDS)
-def test_truncated_archive(tmp_path: Path, kind: str, share: float) -> None:
-    """Catches a download that broke off, read as if it were whole or with a traceback."""
-    members = {f"{i}.png": row.tobytes() for i, row in enumerate(noise(30, 3000))}
-    path = write(tmp_path / f"set.{kind}", members)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match=rf"set\.{re.escape(kind)}: [^\n]*fetch"):
-        contents(path)
-
-
+Damage = Callable[[Path], None]
 MEMBER = 512 + 6 * 512  # of a tar: its header, and 3000 bytes in blocks
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: os.truncate(path, 3 * MEMBER),
-        lambda path: overwrite(path, 2 * MEMBER, bytes(range(100))),
-    ],
-    ids=["cut between members", "damaged header"],
-)
-def test_tar_does_not_end_early(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    """Catches tarfile's habit to take any end or damage of a plain tar for the end of the set."""
-    path = write(tmp_path / "set.tar", {f"{i}.png": bytes(3000) for i in range(6)})
-    damage(path)
-    with pytest.raises(UserError, match=r"set\.tar: .*fetch"):
-        contents(path)
+def cut(share: float) -> Damage:
+    return lambda path: os.truncate(path, int(share * path.stat().st_size))
 
 
-@pytest.mark.parametrize("kind", KINDS[2:])
-def test_damaged_compression(tmp_path: Path, kind: str) -> None:
-    """Catches a decompressor's own exception, and images behind the place lost without a word."""
-    members = {f"{i}.png": row.tobytes() for i, row in enumerate(noise(400, 3000))}
-    path = write(tmp_path / f"set.{kind}", members)
+def spoil(path: Path) -> None:
     overwrite(path, path.stat().st_size // 2, bytes(1000))
-    expected = rf"set\.{re.escape(kind)}: damaged or incomplete [^\n]*fetch"
-    with pytest.raises(UserError, match=expected):
-        contents(path)
+
+
+DAMAGED: dict[str, tuple[str, Damage, str]] = {
+    f"{kind} cut at {share}": (kind, cut(share), "")
+    for kind in KINDS
+    for share in (0.0, 0.02, 0.3, 0.5, 0.9)
+}
+DAMAGED |= {f"{kind} damaged": (kind, spoil, "damaged or incomplete") for kind in KINDS[2:]}
+DAMAGED |= {
+    "tar cut between members": ("tar", lambda path: os.truncate(path, 3 * MEMBER), ""),
+    "header damaged": ("tar", lambda path: overwrite(path, 2 * MEMBER, bytes(range(100))), ""),
+}
+
+
+@pytest.mark.parametrize(("kind", "damage", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_archive(tmp_path: Path, kind: str, damage: Damage, said: str) -> None:
+    """Catches an archive damaged or cut off that is read as if it were whole, or a traceback.
+
+    Tarfile takes any end or damage of a plain tar for the end of the set.
+    """
+    members = {f"{i}.png": row.tobytes() for i, row in enumerate(noise(100, 3000))}
+    path = write(tmp_path / f"set.{kind}", members)
+    damage(path)
+    refused(rf"set\.{re.escape(kind)}: {said}[^\n]*fetch", path)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "picture.png", "set.zip", "set.rar"])
 def test_neither_folder_nor_archive(tmp_path: Path, name: str) -> None:
     """Catches a root of another kind that ends as 'no images' or in a traceback."""
     (tmp_path / name).write_bytes(b"neither")
-    with pytest.raises(UserError, match=rf"{name}: neither a folder nor a whole archive"):
-        contents(tmp_path / name)
+    refused(rf"{name}: neither a folder nor a whole archive", tmp_path / name)
 
 
 # Growing arrays
