@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import five_errors, normal, vector
+from pictures import Evil
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torch_fidelity import feature_extractor_inceptionv3
@@ -63,25 +64,14 @@ def test_frechet_distance_of_any_gaussians() -> None:
     assert ours == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("counts", "rounding"),
-    # Complex eigenvalues of torchmetrics' of a rank of 2 in 5 are roots of rounding: √1e-15.
-    [((80, 60), 1e-9), ((3, 4), 1e-6)],
-    ids=["usual", "fewer images than features"],
-)
-def test_frechet_distance_is_that_of_torchmetrics(
-    counts: tuple[int, int], rounding: float
-) -> None:
+# Complex eigenvalues of torchmetrics' of a rank of 2 in 5 are roots of rounding: √1e-15.
+@pytest.mark.parametrize(("count", "other", "rounding"), [(80, 60, 1e-9), (3, 4, 1e-6)])
+def test_frechet_distance_is_that_of_torchmetrics(count: int, other: int, rounding: float) -> None:
     """Catches biased covariances, the two sets' moments mixed up, and NaN without full rank."""
-    first, second = sets(*counts)
+    first, second = sets(count, other)
     expected = measured(FrechetInceptionDistance(feature=AsIs()), first, second).item()
     assert quality.frechet_distance(first, second) == pytest.approx(expected, rel=rounding)
-
-
-def test_frechet_distance_to_itself_is_zero() -> None:
-    """Catches moments of another set."""
-    first, _ = sets()
-    assert quality.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert quality.frechet_distance(first, first) == pytest.approx(0, abs=rounding)
 
 
 def test_kernel_distance_is_the_double_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,27 +188,25 @@ def test_classifier_of_any_size(channels: int, size: int) -> None:
 
 def test_distances_in_the_feature_space() -> None:
     """Catches features that do not tell data from noise."""
-    train, x = stripes(), unit(stripes(60))
-    features = quality.train_feature_classifier(train, 90, steps=60, seed=0).features
-    half = x[::2]
-    near = quality.distances(features, half, x[1::2])
-    far = quality.distances(features, torch.rand_like(half), x[1::2])
+    x = unit(stripes(60))
+    features = quality.train_feature_classifier(stripes(), 90, steps=60, seed=0).features
+    near = quality.distances(features, x[::2], x[1::2])
+    far = quality.distances(features, torch.rand_like(x[::2]), x[1::2])
     assert all(ours < theirs for ours, theirs in zip(near, far, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("labels", "reason"),
-    [(None, "no labels"), (np.ones(90, dtype=np.int64), "a single class")],
-    ids=["none", "single"],
-)
-def test_labels_that_train_nothing(labels: np.ndarray | None, reason: str) -> None:
+def test_labels_that_train_nothing() -> None:
     """Catches a feature space that knows no classes."""
-    with pytest.raises(Unavailable, match=f"classifier distances: .*{reason}"):
-        quality.train_feature_classifier(Split(stripes().images, labels), 90, steps=1, seed=0)
+    for labels, reason in ((None, "no labels"), (np.ones(90, dtype=np.int64), "a single class")):
+        with pytest.raises(Unavailable, match=f"classifier distances: .*{reason}"):
+            quality.train_feature_classifier(Split(stripes().images, labels), 90, steps=1, seed=0)
 
 
-def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a stack trace, or random weights, without a network; an FID of thumbnails."""
+def test_where_weights_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a stack trace, or random weights, without a network; an FID of thumbnails.
+
+    And a download in spite of a file that is there, named or in TORCH_HOME.
+    """
 
     def fail(url: str, target: str, hash_prefix: str, progress: bool) -> None:
         assert (url, hash_prefix, progress) == (quality.INCEPTION.url, SHA256, False)
@@ -229,21 +217,14 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         quality.locate_inception(None, 32)
     with pytest.raises(Unavailable, match="images of 28 pixels are under the 32"):
         quality.locate_inception(None, 28)
-
-
-def test_own_weights_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a download in spite of a file that is there, named or in TORCH_HOME."""
     monkeypatch.setattr(pretrained, "download_url_to_file", None)
     own = tmp_path / "own.pth"
     with pytest.raises(UserError, match="evaluate.quality.inception: .*own.pth' does not exist"):
         quality.locate_inception(str(own), 32)
-    with pytest.raises(UserError, match="inception: .* is no file; name one, or null"):
-        quality.locate_inception(str(tmp_path), 32)
-    own.write_bytes(b"")
+    own.touch()
     assert quality.locate_inception(str(own), 32) == own
     kept = tmp_path / "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"")
+    kept.touch()
     assert quality.locate_inception(None, 32) == kept
 
 
@@ -257,20 +238,10 @@ def test_foreign_weights(tmp_path: Path) -> None:
         quality.load_inception(tmp_path / "absent.pth")
 
 
-class Code:
-    """Creates a file when its pickle is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
-
-
 def test_pickle_with_the_same_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a file opened for the first digits of its sum, which can be found by trying."""
     path = tmp_path / "weights.pth"
-    torch.save(Code(tmp_path / "ran"), path)
+    torch.save(Evil(tmp_path / "ran"), path)
     monkeypatch.setattr(pretrained, "sha256", lambda path: SHA256[:-1] + "0")
     with pytest.raises(UserError, match=rf"weights\.pth: .* {SHA256}: .*; fetch it again"):
         quality.load_inception(path)
@@ -286,9 +257,8 @@ def test_inception_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     extractor = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
     with monkeypatch.context() as patched, torch.random.fork_rng():
         torch.manual_seed(0)
-        patched.setattr(
-            feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *a, **k: {}
-        )
+        module = feature_extractor_inceptionv3.__name__
+        patched.setattr(f"{module}.load_state_dict_from_url", lambda *a, **k: {})
         patched.setattr(extractor, "load_state_dict", lambda self, weights: None)
         network = FrechetInceptionDistance(feature=2048).inception
     path = tmp_path / "weights.pth"
