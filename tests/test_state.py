@@ -27,34 +27,25 @@ from scorevae.runtime.state import (
 )
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    """An input of a training."""
-    path = tmp_path / "prior.safetensors"
-    path.write_text("weights")
-    return path
-
-
-def test_key_follows_from_settings_and_inputs(weights: Path) -> None:
+def test_key_follows_from_settings_and_inputs(tmp_path: Path) -> None:
     """Catches resuming a training with other settings, seed or prior, or not from another folder.
 
     `dvc exp run --temp` works in a folder of its own.
     """
-    config = tiny_config()
-    key = state_key([0, config.sde, "phase"], [weights])
-    moved = weights.with_name("elsewhere")
-    moved.write_text(weights.read_text())
-    assert state_key([0, tiny_config().sde, "phase"], [moved]) == key
-    other_sde = config.sde.model_copy(update={"t_min": 2e-3})
-    others = [
-        state_key([1, config.sde, "phase"], [weights]),
-        state_key([0, other_sde, "phase"], [weights]),
-        state_key([0, config.sde, "other"], [weights]),
-        state_key([0, config.sde, "phase"], []),
-    ]
-    weights.write_text("others")
-    others.append(state_key([0, config.sde, "phase"], [weights]))
-    assert len({key, *others}) == 6
+    for name, text in (("prior", "weights"), ("elsewhere", "weights"), ("other", "others")):
+        (tmp_path / name).write_text(text)
+    prior, moved, other = ([tmp_path / name] for name in ("prior", "elsewhere", "other"))
+    sde = tiny_config().sde
+    key = state_key([0, sde, "phase"], prior)
+    assert state_key([0, tiny_config().sde, "phase"], moved) == key
+    others = {
+        state_key([1, sde, "phase"], prior),
+        state_key([0, sde.model_copy(update={"t_min": 2e-3}), "phase"], prior),
+        state_key([0, sde, "other"], prior),
+        state_key([0, sde, "phase"], []),
+        state_key([0, sde, "phase"], other),
+    }
+    assert len({key} | others) == 6
 
 
 def test_code_is_an_input_of_every_stage_with_states() -> None:
@@ -96,8 +87,6 @@ def test_state_survives_the_process() -> None:
 
 
 PHASES = ("warm_start", "objective")
-
-
 NOTHING, KEPT = [None, None], [{"step": 2}, {"step": 2}]
 
 
@@ -171,21 +160,16 @@ def test_full_disk_at_the_end_loses_nothing(under_dvc: Path) -> None:
     assert compute() == [None, {"step": 2}]
 
 
-def test_finished_states_are_kept_once_and_not_for_ever(under_dvc: Path) -> None:
-    """Catches twice the disk that one training needs, and a result of long ago."""
-    compute()
-    (folder,) = (state_root() / "stage").iterdir()
-    kept = {path.name for path in folder.iterdir()}
-    assert kept == {"warm_start.pt", "objective.pt", "finished", "lock", "owner"}
-    os.utime(folder / "finished", (0, 0))
-    assert compute() == NOTHING
+def test_finished_states_are_kept_once_and_swept_after_days(under_dvc: Path) -> None:
+    """Catches twice the disk that one training needs, and a result of long ago.
 
-
-def test_finished_states_are_swept_after_days(under_dvc: Path) -> None:
-    """Catches a disk that fills up, and a sweep of what is unfinished, recent or in use."""
+    And a sweep of what is unfinished, recent or in use.
+    """
     for key in ("old", "recent", "held", "unfinished"):
         compute(key)
     folders = {path.name: path for path in (state_root() / "stage").iterdir()}
+    kept = {"warm_start.pt", "objective.pt", "finished", "lock", "owner"}
+    assert all({path.name for path in folder.iterdir()} == kept for folder in folders.values())
     for key in ("old", "held"):
         os.utime(folders[key] / "finished", (0, 0))
     (folders["unfinished"] / "finished").unlink()
@@ -193,6 +177,8 @@ def test_finished_states_are_swept_after_days(under_dvc: Path) -> None:
         compute("new")
     there = {key for key, folder in folders.items() if list(folder.glob("*.pt"))}
     assert there == {"recent", "held", "unfinished"}
+    os.utime(folders["recent"] / "finished", (0, 0))
+    assert compute("recent") == NOTHING
 
 
 @pytest.fixture
@@ -243,15 +229,9 @@ def test_second_holder_is_refused() -> None:
         owner.unlink()  # as in the moment between locking and writing the pid
         with pytest.raises(UserError, match="process unknown"), resumable("stage", "key"):
             pass
-    with resumable("stage", "key"):  # free again
-        pass
-
-
-def test_lock_is_freed_by_an_exception() -> None:
-    """Catches a failed training that blocks its own restart."""
-    with pytest.raises(ValueError, match="stop"), resumable("stage", "key"):
+    with pytest.raises(ValueError, match="stop"), resumable("stage", "key"):  # free again
         raise ValueError("stop")
-    with resumable("stage", "key"):
+    with resumable("stage", "key"):  # although it failed
         pass
 
 
@@ -295,28 +275,23 @@ def test_state_truncated_at_any_byte(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert state.load()["step"] == 2
 
 
-@pytest.mark.parametrize("byte", range(0, 5600, 400))
-def test_changed_byte_is_no_other_weight(tmp_path: Path, byte: int) -> None:
+def test_changed_byte_is_no_other_weight(tmp_path: Path) -> None:
     """Catches a flipped bit of a bad disk that goes into the weights unnoticed."""
-    state = saved(tmp_path, 1, 2)
-    content = bytearray(state.path.read_bytes())
-    content[byte] ^= 0x10
-    state.path.write_bytes(bytes(content))
-    loaded = state.load()
-    assert torch.equal(loaded["weight"], torch.arange(1000.0) + loaded["step"])
+    whole = saved(tmp_path, 1, 2).path.read_bytes()
+    for byte in range(0, len(whole), 400):
+        state = saved(tmp_path, 1, 2)
+        state.path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 0x10]) + whole[byte + 1 :])
+        loaded = state.load()
+        assert torch.equal(loaded["weight"], torch.arange(1000.0) + loaded["step"]), byte
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda path: path.write_text("no state at all"), ""),
-        (lambda path: torch.save({"path": path}, path), ""),
-        (lambda path: torch.save({"step": 3}, path), ""),
-        (lambda path: torch.save([1, 2], path), ""),
-        (lambda path: saved(path.parent, 3, key="theirs"), "of the training theirs, not of key"),
-    ],
-    ids=["text", "pickle", "foreign", "list", "other parameters"],
-)
+@pytest.mark.parametrize(("damage", "reason"), [
+    (lambda path: path.write_text("no state at all"), ""),
+    (lambda path: torch.save({"path": path}, path), ""),
+    (lambda path: torch.save({"step": 3}, path), ""),
+    (lambda path: torch.save([1, 2], path), ""),
+    (lambda path: saved(path.parent, 3, key="theirs"), "of the training theirs, not of key"),
+], ids=["text", "pickle", "foreign", "list", "other parameters"])  # fmt: skip
 def test_what_is_no_state_is_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture, damage: Callable[[Path], object], reason: str
 ) -> None:
