@@ -4,6 +4,7 @@ No case may end in another library's exception, a hang, or a message that floods
 """
 
 import copy
+import re
 import string
 from collections.abc import Iterator
 from functools import reduce
@@ -110,7 +111,6 @@ def alike(ours: object, theirs: object) -> bool:
 
 # Text
 
-LINES = TEXT.splitlines()
 SCRAPS = [
     "\t", "  ", "\n", ": ", "- ", "#", "'", '"', "[", "]", "{", "}", "&a ", "*a", "<<: *a", "? ",
     "|", ">", "---\n", "...\n", "!!python/object:os.system ", "!!int x", "!!float ", "!!bool no",
@@ -120,38 +120,24 @@ SCRAPS = [
     "\u2028", "\x85", "\u0661", "\U0001f600", "\x00", "\x7f", "é", '"\\ud800"', '"\\UFFFFFFFF"',
     '"\\x00"', "[" * 2000, "{a: " * 2000, "- " * 2000, "a" * 5000,
 ]  # fmt: skip
-CHARACTERS = st.one_of(st.sampled_from(SCRAPS), st.text(max_size=6))
-
-
-CHANGES = ["delete", "duplicate", "swap", "indent", "insert", "insert", "value"]
-
-
-def mutated(lines: list[str], change: str, i: int, j: int, scrap: str) -> list[str]:
-    """Lines of which the i-th is changed; j says with which other, or where."""
-    if change == "swap":
-        lines = list(lines)
-        lines[i], lines[j] = lines[j], lines[i]
-        return lines
-    line, column = lines[i], j % (len(lines[i]) + 1)
-    instead = {
-        "delete": [],
-        "duplicate": [line, line],
-        "indent": [" " * (j % 7) + line.lstrip()],
-        "insert": [line[:column] + scrap + line[column:]],
-        "value": [line.split(": ")[0] + ": " + scrap],
-    }
-    return [*lines[:i], *instead[change], *lines[i + 1 :]]
+PIECES = st.one_of(
+    st.sampled_from(SCRAPS), st.sampled_from(TEXT.splitlines(keepends=True)), st.text(max_size=6)
+)
+JOINTS = [match.start() for match in re.finditer(r"^| *$|(?<=: )|\b", TEXT, re.MULTILINE)]
 
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """The shipped text after one to three mutations of its lines."""
-    lines = LINES
-    for _ in range(draw(st.integers(1, 3))):
-        change = draw(st.sampled_from(CHANGES))
-        i, j = (draw(st.integers(0, len(lines) - 1)) for _ in range(2))
-        lines = mutated(lines, change, i, j, draw(CHARACTERS)) or [""]
-    return "\n".join(lines).encode(errors="replace").decode() + "\n"
+    """The shipped text with pieces in the place of one to three of its parts, which may be empty.
+
+    They begin and end where lines, words or values do.
+    """
+    text, end = "", 0
+    for joint in sorted(draw(st.lists(st.integers(0, len(JOINTS) - 1), min_size=1, max_size=3))):
+        start = max(end, JOINTS[joint])
+        text += TEXT[end:start] + draw(PIECES)
+        end = max(end, JOINTS[min(joint + draw(st.integers(0, 8)), len(JOINTS) - 1)])
+    return (text + TEXT[end:]).encode(errors="replace").decode()
 
 
 def check_meaning(path: Path, content: str | bytes) -> None:
@@ -284,14 +270,9 @@ def test_what_exp_run_writes(
 
     The function is the one that DVC calls: Hydra's parser, then a round trip in YAML 1.2.
     """
-    training = "presets.digits.prior.training"
-    changes: dict[str, object] = {
-        "beta": beta,
-        f"{training}.steps": steps,
-        f"{training}.learning_rate": rate,
-        f"{training}.precision": precision,
-        "protocols.paper.clip": clip,
-    }
+    training = {"steps": steps, "learning_rate": rate, "precision": precision}
+    changes = {f"presets.digits.prior.training.{key}": new for key, new in training.items()}
+    changes |= {"beta": beta, "protocols.paper.clip": clip}
     path.write_text(TEXT, encoding="utf-8")
     apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
     tree = changed({tuple(name.split(".")): new for name, new in changes.items()})
@@ -309,24 +290,20 @@ def laughs(levels: int) -> str:
     return "\n".join([*lines, f"seed: *{names[-1]}\n"])
 
 
+BOMBS = {
+    "laughs": laughs(20),
+    "loop": TEXT.replace("seed: 0 ", "seed: &a [*a] "),
+    "loop of maps": TEXT.replace("    data:", "    data: &d\n      again: *d"),
+    "lists": TEXT + "x: " + "[" * 100_000,
+    "maps": TEXT + "x: " + "{a: " * 100_000,
+    "blocks": TEXT + "x:\n" + "".join(" " * i + "- a:\n" for i in range(2, 2000, 2)),
+    "keys": "".join(f"key{i}: 1\n" for i in range(20_000)),
+    "values": TEXT.replace("seed: 0 ", "seed: [" + "x," * 20_000 + "] "),
+}
+
+
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(laughs(20), id="laughs"),
-        pytest.param(TEXT.replace("seed: 0 ", "seed: &a [*a] "), id="loop"),
-        pytest.param(
-            TEXT.replace("    data:", "    data: &d\n      again: *d"), id="loop of maps"
-        ),
-        pytest.param(TEXT + "x: " + "[" * 100_000, id="lists"),
-        pytest.param(TEXT + "x: " + "{a: " * 100_000, id="maps"),
-        pytest.param(
-            TEXT + "x:\n" + "".join(" " * i + "- a:\n" for i in range(2, 2000, 2)), id="blocks"
-        ),
-        pytest.param("".join(f"key{i}: 1\n" for i in range(20_000)), id="keys"),
-        pytest.param(TEXT.replace("seed: 0 ", "seed: [" + "x," * 20_000 + "] "), id="values"),
-    ],
-)
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_bombs(path: Path, text: str) -> None:
     """Catches a recursion error, a hang, and a message of megabytes."""
     assert isinstance(outcome(path, text), str)
@@ -340,39 +317,36 @@ def test_depth(path: Path, depth: int) -> None:
     assert str(found).startswith(refused) == (depth == MAX_DEPTH)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("seed: 0 ", "seed: 2001-13-45 ", "seed: got '2001-13-45'; "),
-        ("seed: 0 ", f"seed: {'9' * 5000} ", "seed: got inf; "),
-        ("seed: 0 ", f"seed: 0x{'f' * 5000} ", "seed: got an integer of 20000 bits; "),
-        ("seed: 0 ", "seed: 1:30 ", "seed: got '1:30'; "),
-        ("seed: 0 ", "seed: !!bool maybe ", "not valid YAML: line 12: 'maybe' is no bool;"),
-        ("seed: 0 ", "seed: !!int x ", "not valid YAML: line 12: 'x' is no int;"),
-        ("seed: 0 ", "seed: !!timestamp x ", "not valid YAML: line 12: the tag 'tag:"),
-        ("seed: 0 ", 'seed: "\\UFFFFFFFF" ', "not valid YAML: line 12: "),
-        ("seed: 0 ", "0: 0 ", "not valid YAML: line 12: a key is no string; put it in quotes"),
-        ("seed: 0 ", "? [a]\n: 0 ", "not valid YAML: line 12: a key is no string"),
-        ("seed: 0 ", "se\0ed: 0 ", "not valid YAML: line 12: unprintable character #x0000;"),
-        ("sde:\n", "sde:\n  <<: {kind: vp}\n", "not valid YAML: line 15: merge keys (<<) are"),
-        ("  digits:\n", '  "\\ud800":\n', "not valid YAML: line LINE: '\\ud800' is no str;"),
-        ("root: null ", 'root: "a\\0b" ', "not valid YAML: line LINE: 'a\\x00b' is no str;"),
-        ("root: null ", 'root: "" ', "presets.digits.data.root: got ''; string should have at "),
-        ("split_seed: 0", "split_seed: 4294967296", "presets.digits.data.split_seed: got 42949"),
-        ("steps: 1400", "steps: 9223372036854775808", "presets.digits.prior.training.steps: got "),
-        ("channels: 1, size: 8", "channels: 2, size: 8",
-         "presets.digits.data: image.channels: got 2; choose 1 (grey) or 3 (colour)"),
-        ("size: 8}", "size: 9}", "presets.digits: prior.network.channels: so many levels need an "
-         "image.size that 2 divides, not 9; give fewer"),
-        ("patch: 1 ", "patch: 3 ", "presets.digits: encoder.network.channels: so many levels need "
-         "an image.size that 6 divides, not 8; give fewer channels (levels), or another size or"),
-        ("kind: resnet ", "kind: conv # ", None),
-        ("attention: []       # sides", "attention: [5] # sides",
-         "presets.digits: prior.network.attention: got 5; the sides of its feature maps are 8, 4"),
-        ("attention: []       # resnet", "attention: [2] # resnet",
-         "presets.digits: encoder.network.attention: got 2; the sides of its feature maps are 8,"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("seed: 0 ", "seed: 2001-13-45 ", "seed: got '2001-13-45'; "),
+    ("seed: 0 ", f"seed: {'9' * 5000} ", "seed: got inf; "),
+    ("seed: 0 ", f"seed: 0x{'f' * 5000} ", "seed: got an integer of 20000 bits; "),
+    ("seed: 0 ", "seed: 1:30 ", "seed: got '1:30'; "),
+    ("seed: 0 ", "seed: !!bool maybe ", "not valid YAML: line 12: 'maybe' is no bool;"),
+    ("seed: 0 ", "seed: !!int x ", "not valid YAML: line 12: 'x' is no int;"),
+    ("seed: 0 ", "seed: !!timestamp x ", "not valid YAML: line 12: the tag 'tag:"),
+    ("seed: 0 ", 'seed: "\\UFFFFFFFF" ', "not valid YAML: line 12: "),
+    ("seed: 0 ", "0: 0 ", "not valid YAML: line 12: a key is no string; put it in quotes"),
+    ("seed: 0 ", "? [a]\n: 0 ", "not valid YAML: line 12: a key is no string"),
+    ("seed: 0 ", "se\0ed: 0 ", "not valid YAML: line 12: unprintable character #x0000;"),
+    ("sde:\n", "sde:\n  <<: {kind: vp}\n", "not valid YAML: line 15: merge keys (<<) are"),
+    ("  digits:\n", '  "\\ud800":\n', "not valid YAML: line LINE: '\\ud800' is no str;"),
+    ("root: null ", 'root: "a\\0b" ', "not valid YAML: line LINE: 'a\\x00b' is no str;"),
+    ("root: null ", 'root: "" ', "presets.digits.data.root: got ''; string should have at "),
+    ("split_seed: 0", "split_seed: 4294967296", "presets.digits.data.split_seed: got 42949"),
+    ("steps: 1400", "steps: 9223372036854775808", "presets.digits.prior.training.steps: got "),
+    ("channels: 1, size: 8", "channels: 2, size: 8",
+     "presets.digits.data: image.channels: got 2; choose 1 (grey) or 3 (colour)"),
+    ("size: 8}", "size: 9}", "presets.digits: prior.network.channels: so many levels need an "
+     "image.size that 2 divides, not 9; give fewer"),
+    ("patch: 1 ", "patch: 3 ", "presets.digits: encoder.network.channels: so many levels need "
+     "an image.size that 6 divides, not 8; give fewer channels (levels), or another size or"),
+    ("kind: resnet ", "kind: conv # ", None),
+    ("attention: []       # sides", "attention: [5] # sides",
+     "presets.digits: prior.network.attention: got 5; the sides of its feature maps are 8, 4"),
+    ("attention: []       # resnet", "attention: [2] # resnet",
+     "presets.digits: encoder.network.attention: got 2; the sides of its feature maps are 8,"),
+])  # fmt: skip
 def test_faults_that_were_found(path: Path, old: str, new: str, expected: str | None) -> None:
     """Catches what ended in a traceback or passed, and a fault that only a network noticed."""
     assert old in TEXT
