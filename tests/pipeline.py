@@ -1,5 +1,6 @@
 """The seven stages on tiny settings: in this process, as a finished folder, and under DVC."""
 
+import ast
 import importlib
 import os
 import re
@@ -26,6 +27,18 @@ TRACKED = (
     "dvc.yaml", "pyproject.toml", "requirements.lock", "src", "stages",
 )  # fmt: skip
 NOT_INHERITED = ("DVC", "GIT", "SCOREVAE")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything imported anywhere in a file, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def command(stage: str, preset: str = "digits") -> list[str]:

@@ -1,12 +1,11 @@
 """Imports go downwards only: packages have an order, and none of them has a circle inside."""
 
-import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from pipeline import ROOT, imports
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "scorevae"
 
 # Packages and the modules at the root, from bottom to top: each imports from rows below its own.
@@ -38,27 +37,14 @@ NEVER = {
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its name below scorevae, and the stages."""
-    found = {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in PACKAGE.rglob("*.py")
-        if path != PACKAGE / "__init__.py"
-    }
+    paths = {path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+    places = {path: path.relative_to(PACKAGE).with_suffix("") for path in paths}
+    found = {".".join(p.parts).removesuffix(".__init__"): path for path, p in places.items()}
     return found | {f"stages.{path.stem}": path for path in (ROOT / "stages").glob("*.py")}
 
 
 MODULES = modules()
-
-
-def imports(path: Path) -> set[str]:
-    """Full names of everything imported anywhere in a file, also inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+PACKAGES = {"runtime", "networks", "data", "training", "evaluation", "commands"}
 
 
 def own_imports(module: str) -> set[str]:
@@ -68,16 +54,12 @@ def own_imports(module: str) -> set[str]:
     return {name for name in names if "." in name or name not in PACKAGES}
 
 
-PACKAGES = {"runtime", "networks", "data", "training", "evaluation", "commands"}
-
-
 def top(module: str) -> str:
     """The package of a module, or the module itself at the root."""
     return module.partition(".")[0]
 
 
 def row(module: str) -> int:
-    """The row of a module's package."""
     (index,) = [i for i, names in enumerate(ROWS) if top(module) in names]
     return index
 
@@ -93,11 +75,10 @@ def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_go_downwards(module: str) -> None:
+def test_imports_go_downwards() -> None:
     """Catches a lower package that knows a higher one, or its neighbour."""
-    others = {other for other in own_imports(module) if top(other) != top(module)}
-    assert {other for other in others if row(other) >= row(module)} == set()
+    pairs = {(m, other) for m in MODULES for other in own_imports(m) if top(other) != top(m)}
+    assert {(m, other) for m, other in pairs if row(other) >= row(m)} == set()
 
 
 def test_no_circles() -> None:
@@ -116,20 +97,19 @@ def test_separate_concerns(module: str) -> None:
     assert {o for o in imported if any(within(o, place) for place in NEVER[module])} == set()
 
 
-@pytest.mark.parametrize(("library", "users"), [
-    ("mlflow", {"runtime.runs", "commands"}),
-    ("diffusers", {"networks.prior"}),
-    ("accelerate", {"training"}),
-    ("matplotlib", {"evaluation"}),
-    ("lpips", {"evaluation.lpips"}),
-    ("torchmetrics", {"evaluation"}),
-])  # fmt: skip
-def test_libraries_stay_in_their_places(library: str, users: set[str]) -> None:
+PLACES = {
+    "mlflow": {"runtime.runs", "commands"},
+    "diffusers": {"networks.prior"},
+    "accelerate": {"training"},
+    "matplotlib": {"evaluation"},
+    "lpips": {"evaluation.lpips"},
+    "torchmetrics": {"evaluation"},
+}
+
+
+@pytest.mark.parametrize("library", PLACES)
+def test_libraries_stay_in_their_places(library: str) -> None:
     """Catches a library that spreads beyond the module or the package that wraps it."""
-    found = {
-        module
-        for module, path in MODULES.items()
-        if any(name.split(".")[0] == library for name in imports(path))
-    }
+    found = {m for m, path in MODULES.items() if library in map(top, imports(path))}
     assert found
-    assert {module for module in found if not {module, top(module)} & users} == set()
+    assert {m for m in found if not {m, top(m)} & PLACES[library]} == set()

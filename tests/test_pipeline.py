@@ -1,11 +1,10 @@
 """The graph in dvc.yaml: what it states. tests/test_experiments.py: what DVC makes of it."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
-from pipeline import GRAPH, ROOT, STAGES
+from pipeline import GRAPH, ROOT, STAGES, imports
 from tiny import tiny_config
 
 from scorevae.config import Config, Section, load_config
@@ -15,14 +14,8 @@ NO_DEPENDENCY = re.compile(r"src/scorevae/(runtime/|commands/|config\.py|errors\
 
 
 def imported(path: Path) -> set[Path]:
-    """The package's modules that one file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    places = (ROOT / "src" / name.replace(".", "/") for name in names)
+    """The package's modules that one file imports; empty packages import nothing."""
+    places = (ROOT / "src" / name.replace(".", "/") for name in imports(path))
     files = (file for p in places for file in (p.with_suffix(".py"), p / "__init__.py"))
     return {file for file in files if file.exists() and "import " in file.read_text()}
 
@@ -71,11 +64,8 @@ def tracked(config: Config, key: str) -> object:
 
 def params_of(stage: str, config: Config) -> list[str]:
     """The keys that a stage tracks, with ``${…}`` replaced by its value as DVC does."""
-
-    def value(match: re.Match) -> str:
-        return str(tracked(config, match[1]))
-
-    return [re.sub(r"\$\{([\w.]+)\}", value, key) for key in GRAPH["stages"][stage]["params"]]
+    keys = "\n".join(GRAPH["stages"][stage]["params"])
+    return re.sub(r"\$\{([\w.]+)\}", lambda it: str(tracked(config, it[1])), keys).split("\n")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -99,25 +89,19 @@ def test_stages_that_draw_track_the_chosen_protocol(protocol: str) -> None:
 
 
 def test_every_parameter_is_tracked_by_some_stage() -> None:
-    """Catches a parameter whose change would run nothing.
-
-    Of the presets and of the protocols, those that are chosen count.
-    """
+    """Catches a parameter of the chosen preset or protocol whose change would run nothing."""
     config = load_config(ROOT / "params.yaml")
     keys = {key for stage in STAGES for key in params_of(stage, config)}
+    tree = config.model_dump()
+    for section, name in (("presets", config.preset), ("protocols", config.reconstruct.protocol)):
+        tree[section] = {name: tree[section][name]}
 
-    def leaves(value: object, prefix: str) -> list[str]:
-        if isinstance(value, Section):
-            names = type(value).model_fields
-            return [x for n in names for x in leaves(getattr(value, n), f"{prefix}{n}.")]
+    def leaves(value: object, prefix: str = "") -> list[str]:
+        if isinstance(value, dict):
+            return [x for key in value for x in leaves(value[key], f"{prefix}{key}.")]
         return [prefix.rstrip(".")]
 
-    chosen = {"presets": config.preset, "protocols": config.reconstruct.protocol}
-    prefixes = [
-        f"{name}.{chosen[name]}" if name in chosen else name for name in Config.model_fields
-    ]
-    names = [n for prefix in prefixes for n in leaves(tracked(config, prefix), f"{prefix}.")]
-    untracked = {n for n in names if not any(n == k or n.startswith(f"{k}.") for k in keys)}
+    untracked = {n for n in leaves(tree) if not any(f"{n}.".startswith(f"{k}.") for k in keys)}
     assert untracked == set()
 
 
