@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,13 +25,13 @@ VAE = "models/digits/vae.safetensors"
 # --- what a finished run leaves behind -------------------------------------------------------
 
 
-def numbers_of(folder: Path) -> dict[str, dict]:
-    return json.loads((folder / "results/metrics.json").read_text())
+@pytest.fixture
+def numbers(finished: Path) -> dict[str, dict]:
+    return json.loads((finished / "results/metrics.json").read_text())
 
 
-def test_metrics_hold_every_number_for_both_systems(finished: Path) -> None:
+def test_metrics_hold_every_number_for_both_systems(finished: Path, numbers: dict) -> None:
     """Catches a metric dropped, renamed or not finite, and a table that prints other numbers."""
-    numbers = numbers_of(finished)
     assert list(numbers) == ["scorevae", "vae", "prior", "pixels", "train_images"]
     for name in ("scorevae", "vae"):
         assert list(numbers[name])[:10] == [
@@ -51,9 +50,8 @@ def test_metrics_hold_every_number_for_both_systems(finished: Path) -> None:
     assert rows["lpips"] == ["null", "null"]
 
 
-def test_reported_l2_is_the_distance_of_the_written_images(finished: Path) -> None:
+def test_reported_l2_is_the_distance_of_the_written_images(finished: Path, numbers: dict) -> None:
     """Catches images of another order, range or protocol than section 5's L2."""
-    numbers = numbers_of(finished)
     originals = np.load(finished / "data/digits/test_images.npy").astype(np.float64) / 255
     for name in ("scorevae", "vae"):
         written = np.load(finished / f"results/reconstructions/{name}_images.npy")
@@ -101,11 +99,9 @@ def test_same_parameters_give_the_same_weights_and_metrics(workspace: Path) -> N
     assert [n for n in before if after[n] != before[n] and not timed.search(n)] == []
 
 
-@pytest.mark.parametrize(
-    ("change", "workers", "same"),
-    [({"seed": 1}, "0", False), ({"presets.digits.flip": True}, "0", False), ({}, "1", True)],
-    ids=["another seed gives other weights", "mirroring", "worker"],
-)
+@pytest.mark.parametrize(("change", "workers", "same"), [
+    ({"seed": 1}, "0", False), ({"presets.digits.flip": True}, "0", False), ({}, "1", True),
+], ids=["seed", "mirroring", "worker"])  # fmt: skip
 def test_what_the_weights_depend_on(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, change: dict, workers: str, same: bool
 ) -> None:
@@ -156,17 +152,9 @@ def wrong(**overrides: object) -> Damage:
     return lambda: set_params(**overrides)
 
 
-def foreign(path: Path) -> None:
-    safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
-
-
 def exchanged(path: Path) -> None:
     other = "vae" if path.stem == "prior" else "prior"
     shutil.copy(path.with_name(f"{other}.safetensors"), path)
-
-
-def pickled(path: Path) -> None:
-    torch.save({"weight": torch.zeros(2)}, path)
 
 
 def coloured() -> None:
@@ -176,9 +164,9 @@ def coloured() -> None:
 
 WEIGHTS = {  # what is damaged how, and what is said of it
     "no such file; run the stage that writes it": Path.unlink,
-    "carries no ScoreVAE header": foreign,
+    "carries no ScoreVAE header": partial(safetensors.torch.save_file, {"weight": torch.zeros(2)}),
     f"weights of format {FORMAT}; give": exchanged,
-    "not a safetensors file": pickled,
+    "not a safetensors file": partial(torch.save, {"weight": torch.zeros(2)}),
 }
 READ = [("train_encoder", "prior"), ("train_encoder", "vae"), ("reconstruct", "encoder")]
 PARAMETERS = {
@@ -199,8 +187,6 @@ FAULTS: list[tuple[str, Damage, tuple[str, ...]]] = [
     ("download", wrong(**{"presets.digits.lpips.required": True}),
      ("This preset requires LPIPS",)),
 ]  # fmt: skip
-
-
 FAULT_IDS = [f"{stage}: {messages[-1]}" for stage, _, messages in FAULTS]
 
 
@@ -223,42 +209,32 @@ def test_fault_is_named_and_nothing_touched(
     assert contents(workspace) == before
 
 
-WHOLE = (
-    "reconstruct.batch (250) or presets.digits.test_images or evaluate.classifier_images (5000) "
-    "or evaluate.figure_images (3)"
-)
-QUALITY = (
-    "reconstruct.batch (250) or evaluate.quality.images (6) or evaluate.quality.train_images (60)"
-)
+BATCH, QUALITY = "lower reconstruct.batch (250) or ", "evaluate.quality"
+PARTS = f"{QUALITY}.images (6) or {QUALITY}.train_images (60)"
+WHOLE = "presets.digits.test_images or evaluate.classifier_images (5000) or "
+WHOLE += "evaluate.figure_images (3)"
 
 
-@pytest.mark.parametrize(
-    ("step", "module", "function", "keys"),
-    [
-        ("comparison", comparison, "draw", WHOLE),
-        ("classifier_distances", distances, "train_feature_classifier", QUALITY),
-        ("figures and report", figures, "save", WHOLE),
-    ],
-)
+@pytest.mark.parametrize(("step", "function", "keys"), [
+    ("comparison", (comparison, "draw"), WHOLE),
+    ("classifier_distances", (distances, "train_feature_classifier"), PARTS),
+    ("figures and report", (figures, "save"), WHOLE),
+])  # fmt: skip
 def test_evaluation_without_memory_names_its_keys(
-    workspace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    step: str,
-    module: ModuleType,
-    function: str,
-    keys: str,
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, step: str, function: tuple, keys: str
 ) -> None:
     """Catches a traceback, advice for another part, and outputs of a run that failed."""
+    reason = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
     def fail(*args: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise torch.OutOfMemoryError(reason)
 
-    monkeypatch.setattr(module, function, fail)
-    set_params(**NO_PARTS | {"evaluate.quality.images": 6})
+    monkeypatch.setattr(*function, fail)
+    set_params(**NO_PARTS | {f"{QUALITY}.images": 6})
     before = contents(workspace)
     result = run("evaluate")
     plt.close("all")  # those of the parts before; a stage that fails ends its process
     assert result.exit_code == 1
-    error = "Error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); "
-    assert result.output.splitlines()[-1] == f"{error}in {step}, lower {keys}"
+    expected = f"Error: out of memory ({reason}); in {step}, {BATCH}{keys}"
+    assert result.output.splitlines()[-1] == expected
     assert contents(workspace) == before
