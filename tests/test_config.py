@@ -166,10 +166,7 @@ def test_every_fault_is_reported(path: Path) -> None:
     ("'1e-5'", "1e-5"), ('"0.1"', "0.1"), ("no", "no"), ('"no"', "no"), ("true", True),
 ])  # fmt: skip
 def test_scalars_as_dvc_writes_them(path: Path, text: str, value: object) -> None:
-    """Catches YAML 1.1, where 1e-05 and no, as `dvc exp run -S` leaves them, are text and false.
-
-    And a resolver so eager that quoting no longer makes a string, or true a number.
-    """
+    """Catches YAML 1.1, where 1e-05 and no are text and false, and quotes that make no string."""
     path.write_text(f"beta: {text}\n")
     found: Any = read_tree(path)
     assert (found["beta"], type(found["beta"])) == (value, type(value))

@@ -128,10 +128,7 @@ JOINTS = [match.start() for match in re.finditer(r"^| *$|(?<=: )|\b", TEXT, re.M
 
 @st.composite
 def texts(draw: st.DrawFn) -> str:
-    """The shipped text with pieces in the place of one to three of its parts, which may be empty.
-
-    They begin and end where lines, words or values do.
-    """
+    """The shipped text with other pieces in one to three places that begin and end at joints."""
     text, end = "", 0
     for joint in sorted(draw(st.lists(st.integers(0, len(JOINTS) - 1), min_size=1, max_size=3))):
         start = max(end, JOINTS[joint])
@@ -266,10 +263,7 @@ def test_added_keys(path: Path, key: Key, name: str, new: object) -> None:
 def test_what_exp_run_writes(
     path: Path, beta: float, steps: int, rate: float, precision: str, clip: bool
 ) -> None:
-    """Catches a number, word or truth in the form of ``dvc exp run -S`` read as another.
-
-    The function is the one that DVC calls: Hydra's parser, then a round trip in YAML 1.2.
-    """
+    """Catches a value in the form of ``dvc exp run -S`` (Hydra, then YAML 1.2) read as another."""
     training = {"steps": steps, "learning_rate": rate, "precision": precision}
     changes = {f"presets.digits.prior.training.{key}": new for key, new in training.items()}
     changes |= {"beta": beta, "protocols.paper.clip": clip}

@@ -54,10 +54,7 @@ def write_split(folder: Path, count: int = 20, labels: np.ndarray | None = None)
 @pytest.mark.parametrize("limit", [None, 7, 20, 100])
 @pytest.mark.parametrize("attributes", [None, (), (3,)])
 def test_load_split(tmp_path: Path, limit: int | None, attributes: tuple[int, ...] | None) -> None:
-    """Catches images or labels cut differently, from the wrong end, flattened, or asked for.
-
-    And a data set of many gigabytes that is read as a whole.
-    """
+    """Catches images or labels cut differently or flattened, and a data set read as a whole."""
     labels = None if attributes is None else noise(20, *attributes, seed=1) % 2
     images = write_split(tmp_path, labels=labels)
     loaded = load_split(tmp_path, "train", GREY, limit)

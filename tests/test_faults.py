@@ -121,14 +121,11 @@ def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signa
     assert contents(workspace) == resumed
 
 
-@pytest.mark.parametrize(
-    ("stage", "size", "file"),
-    [
-        ("train_vae_baseline", 20_000, "vae.pt"),
-        ("reconstruct", 20_000, "0-250.npy"),
-        ("reconstruct", 70_000, "results/reconstructions"),
-    ],
-)
+@pytest.mark.parametrize(("stage", "size", "file"), [
+    ("train_vae_baseline", 20_000, "vae.pt"),
+    ("reconstruct", 20_000, "0-250.npy"),
+    ("reconstruct", 70_000, "results/reconstructions"),
+])  # fmt: skip
 def test_full_disk(workspace: Path, stage: str, size: int, file: str) -> None:
     """Catches a traceback, a half file, and a result lost although the disk has space again."""
     before = contents(workspace)

@@ -203,10 +203,7 @@ def test_labels_that_train_nothing() -> None:
 
 
 def test_where_weights_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a stack trace, or random weights, without a network; an FID of thumbnails.
-
-    And a download in spite of a file that is there, named or in TORCH_HOME.
-    """
+    """Catches a stack trace, an FID of thumbnails, and a download in spite of a file at hand."""
 
     def fail(url: str, target: str, hash_prefix: str, progress: bool) -> None:
         assert (url, hash_prefix, progress) == (quality.INCEPTION.url, SHA256, False)

@@ -93,10 +93,7 @@ def test_other_failures_are_not_called_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_sha256(tmp_path: Path) -> None:
-    """Catches a fingerprint blind to content, to names, or to the folder a file is in.
-
-    And one of a file that other tools (sha256sum) would not reproduce.
-    """
+    """Catches a fingerprint blind to content, names or folders, or a file's unlike sha256sum's."""
 
     def fingerprint(number: int, files: dict[str, str]) -> str:
         for name, text in files.items():

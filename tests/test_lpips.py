@@ -145,10 +145,7 @@ def test_distance_is_that_of_the_trunk_loaded_by_hand(
 def test_prepared_folder(
     folder: Path, own: Path, downloads: list[str], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Catches a file not found where it is, the classifier kept, no checksum, and stray files.
-
-    And a preset that stops for the trunk of the paper's tables.
-    """
+    """Catches a file not found, the classifier kept, no checksum, stray files, VGG required."""
     monkeypatch.setenv("DVC_ROOT", str(own.parent))
     if place == "TORCH_HOME":
         own = keep(own)
@@ -281,10 +278,7 @@ def test_torch_home_that_cannot_be_written_is_a_status(tmp_path: Path, folder: P
 
 
 def test_small_images_have_no_lpips(folder: Path, own: Path, downloads: list[str]) -> None:
-    """Catches a trunk that fails on 8×8 pixels after all training, or is fetched for nothing.
-
-    And an evaluation with another net than download prepared.
-    """
+    """Catches a trunk that fails on 8×8 pixels after training, or is fetched for nothing."""
     prepare_trunks(squeeze(trunk=str(own)), 31, folder)
     reason = "unavailable: images of 31 pixels are under the 32 that its trunk needs"
     assert status(folder) == {"squeeze": reason, "vgg": reason}

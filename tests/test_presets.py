@@ -106,10 +106,7 @@ def test_convolutional_encoder_by_hand() -> None:
 @of_the_paper
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_settings_of_the_paper(name: str) -> None:
-    """Catches a paper preset, or an architecture, that is no longer the paper's.
-
-    Appendix B; METHOD section 4.
-    """
+    """Catches a paper preset that is no longer the paper's (appendix B; METHOD section 4)."""
     preset, faces = CONFIG.presets[name], name == "celeba64"
     assert counts(preset) == PARAMETERS[name]
     assert preset.latent == (512 if faces else 384)

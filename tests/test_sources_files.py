@@ -67,10 +67,7 @@ def pgm(kind: str, rows: np.ndarray, largest: int) -> bytes:
 
 
 def write(path: Path, files: dict[str, bytes | str]) -> Path:
-    """Files by name, as a folder or as the archive that the ending of the path says.
-
-    In a tar, a string is a hard link to the file of that name.
-    """
+    """Files as a folder or as the archive of that ending; in a tar, a string is a hard link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -190,10 +187,7 @@ DEEP = {  # and how far the levels may be off
 @pytest.mark.parametrize("image", [GREY, COLOUR])
 @pytest.mark.parametrize(("data", "tolerance"), DEEP.values(), ids=DEEP)
 def test_sixteen_bits_become_eight(data: bytes, tolerance: int, image: ImageConfig) -> None:
-    """Catches 16-bit grey refused, clipped, cut to its low byte, or read with swapped bytes.
-
-    And the range that a PGM states ignored, which shows 10 bits nearly black.
-    """
+    """Catches deep grey refused, clipped, cut to a byte, or in another order of bytes or range."""
     off = decode(data, image) - LEVELS[None, :, None]
     assert np.abs(off).max() <= tolerance
 
@@ -527,10 +521,7 @@ DAMAGED |= {
 
 @pytest.mark.parametrize(("kind", "damage", "said"), DAMAGED.values(), ids=DAMAGED)
 def test_damaged_archive(tmp_path: Path, kind: str, damage: Damage, said: str) -> None:
-    """Catches an archive damaged or cut off that is read as if it were whole, or a traceback.
-
-    Tarfile takes any end or damage of a plain tar for the end of the set.
-    """
+    """Catches a traceback, and damage taken for the end, as tarfile does in a plain tar."""
     members = {f"{i}.png": row.tobytes() for i, row in enumerate(noise(100, 3000))}
     path = write(tmp_path / f"set.{kind}", members)
     damage(path)
@@ -574,10 +565,7 @@ def test_rows_of_any_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [np.zeros((1, 2, 4), np.uint8), np.zeros((1, 2, 3), np.int64)])
 def test_rows_that_do_not_belong(tmp_path: Path, rows: np.ndarray) -> None:
-    """Catches bytes of another shape or type, which would shift every later row.
-
-    And a file that looks whole although its writer failed half way.
-    """
+    """Catches bytes that would shift every later row, and a file that looks whole and is not."""
     path = tmp_path / "a.npy"
     with pytest.raises(AssertionError), array_writer(path, np.uint8, (2, 3)) as writer:  # noqa: PT012
         writer.append(noise(500, 2, 3))

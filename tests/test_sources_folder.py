@@ -84,10 +84,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_prepared_folder(root: Path, out: Path) -> None:
-    """Catches labels parted from their images, and numbers that do not follow the names.
-
-    And a scratch file left behind, and meta.json without origin, terms or counts.
-    """
+    """Catches labels parted from their images, scratch files, and a lack in meta.json."""
     parts = prepared(grow(root, PETS), out)
     for part in parts.values():
         assert part.labels == [CLASSES.index(PETS[n].split("/")[0]) for n in part.numbers]

@@ -126,10 +126,7 @@ def check_mnist(out: Path) -> dict[str, list[int]]:
 
 
 def test_mnist(tmp_path: Path, mnist: Path, downloads: Path) -> None:
-    """Catches exchanged splits or files, images without their labels, and traces elsewhere.
-
-    And the official order, whose beginning is no fair sample, and one without a seed.
-    """
+    """Catches splits, files or labels exchanged, the official order, no seed, and traces left."""
     before, orders = listing(mnist), []
     for number, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(number)
@@ -331,10 +328,7 @@ def test_cifar10(out: Path, cifar10: Path, downloads: Path, kept: list[str], roo
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 def test_missing_or_altered_batch(tmp_path: Path, out: Path, cifar10: Path, name: str) -> None:
-    """Catches a pickle opened before its sum is compared: opening one runs what it says.
-
-    And a traceback, or a smaller set, where a file of the set is not there.
-    """
+    """Catches a pickle opened, and run, before its sum is compared, and one that is missed."""
     altered, evil = cifar10 / BATCHES / name, tmp_path / "evil"
     altered.write_bytes(pickle.dumps(Evil(evil)))
     refused(rf"{name}: .*MD5", settings("cifar10", cifar10), out)
@@ -540,10 +534,7 @@ def test_nested_celeba(tmp_path: Path, out: Path, faces: CelebA, outer: str, roo
 
 
 def test_celeba_at_other_sizes(out: Path, faces: CelebA) -> None:
-    """Catches the whole face shrunk instead of its centre of 140 pixels, or enlarged.
-
-    And the advice to fetch the set again where the preset asks for too much.
-    """
+    """Catches the whole face shrunk, or its 140 pixels enlarged, and advice to fetch it again."""
     small, large = (ImageConfig(channels=3, size=size) for size in (64, 150))
     prepare(settings("celeba64", faces.folder, image=small), out)
     square = Image.fromarray(FACES[0, 39:179, 19:159])
@@ -623,10 +614,7 @@ def test_prepared_digits(out: Path) -> None:
 
 
 def test_digits_are_complete_and_stratified(tmp_path: Path) -> None:
-    """Catches images lost, used twice, unscaled or parted from their labels; uneven classes.
-
-    And a split that depends on anything but the settings, or not on the seed.
-    """
+    """Catches images lost, doubled or without their labels, uneven classes, no seed."""
     from sklearn.datasets import load_digits
 
     parts, again = digits(tmp_path / "first"), digits(tmp_path / "again")
@@ -652,10 +640,7 @@ def test_digits_need_no_root(tmp_path: Path, out: Path) -> None:
 
 @pytest.mark.parametrize(("bound", "beyond"), [(0.006, (0.005, 1e-4)), (0.994, (0.9945, 0.9999))])
 def test_digits_of_few(out: Path, bound: float, beyond: tuple[float, ...]) -> None:
-    """Catches scikit-learn's ValueError where a split cannot hold every digit.
-
-    And a bound that the message names and that does not hold.
-    """
+    """Catches scikit-learn's ValueError for too few of a digit, and a bound that does not hold."""
     for _, labels in digits(out, test_fraction=bound).values():
         assert set(labels) == set(range(10))
     for fraction in beyond:

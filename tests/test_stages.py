@@ -62,10 +62,7 @@ def test_reported_l2_is_the_distance_of_the_written_images(finished: Path, numbe
 
 
 def test_files_of_a_run(finished: Path) -> None:
-    """Catches a figure, the errors, a phase's curve or a reason missing, and a state left over.
-
-    A state would make the next run return the old weights as new.
-    """
+    """Catches a file or a curve missing, and a state left that the next run would return."""
     names = {path.stem for path in (finished / "results/figures").glob("*.png")}
     assert names == {
         "comparison", "prior_samples", "samples", "interpolations", "training_curves",

@@ -161,10 +161,7 @@ def test_full_disk_at_the_end_loses_nothing(under_dvc: Path) -> None:
 
 
 def test_finished_states_are_kept_once_and_swept_after_days(under_dvc: Path) -> None:
-    """Catches twice the disk that one training needs, and a result of long ago.
-
-    And a sweep of what is unfinished, recent or in use.
-    """
+    """Catches twice the disk, a result of long ago, a sweep of what is unfinished or in use."""
     for key in ("old", "recent", "held", "unfinished"):
         compute(key)
     folders = {path.name: path for path in (state_root() / "stage").iterdir()}
