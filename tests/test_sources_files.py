@@ -466,13 +466,11 @@ def test_member_larger_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert contents(path) == [("a.png", b"")]
 
 
-@pytest.mark.parametrize(
-    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-)
-def test_damaged_member(tmp_path: Path, method: int) -> None:
+@pytest.mark.parametrize("method", ["STORED", "DEFLATED", "BZIP2", "LZMA"])
+def test_damaged_member(tmp_path: Path, method: str) -> None:
     """Catches a decompressor's exception where one image is damaged and the next is whole."""
     path = tmp_path / "set.zip"
-    with zipfile.ZipFile(path, "w", method) as archive:
+    with zipfile.ZipFile(path, "w", getattr(zipfile, f"ZIP_{method}")) as archive:
         archive.writestr("a.png", noise(5000).tobytes())
         archive.writestr("b.png", b"whole")
     overwrite(path, 60, bytes(1000))
@@ -541,26 +539,16 @@ def test_neither_folder_nor_archive(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 @pytest.mark.parametrize("count", [0, 1, 12345])
 def test_array_of_unknown_length(tmp_path: Path, count: int, dtype: type[np.generic]) -> None:
-    """Catches a header that does not match the rows: numpy would misread or refuse the file."""
+    """Catches a header that does not match the rows, and rows in the order of memory."""
     rows = np.arange(count * 6, dtype=dtype).reshape(count, 2, 3)
     path = tmp_path / "a.npy"
     with array_writer(path, dtype, (2, 3)) as writer:
         for first in range(0, count, 1000):
-            writer.append(rows[first : first + 1000])
+            writer.append(np.asfortranarray(rows[first : first + 1000]))
     assert writer.count == count
     assert path.stat().st_size % 64 == rows.nbytes % 64  # aligned for memory maps
     for mode in (None, "r"):
         np.testing.assert_array_equal(np.load(path, mmap_mode=mode), rows, strict=True)
-
-
-def test_rows_of_any_layout(tmp_path: Path) -> None:
-    """Catches rows written in the order of memory instead of their own."""
-    rows = np.asfortranarray(noise(5, 2, 3))
-    with array_writer(tmp_path / "a.npy", np.uint8, (2, 3)) as writer:
-        writer.append(rows)
-        writer.append(rows[::-1])
-    expected = np.concatenate([rows, rows[::-1]])
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
 
 
 @pytest.mark.parametrize("rows", [np.zeros((1, 2, 4), np.uint8), np.zeros((1, 2, 3), np.int64)])

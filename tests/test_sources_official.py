@@ -339,15 +339,14 @@ def test_missing_or_altered_batch(tmp_path: Path, out: Path, cifar10: Path, name
     refused(rf"{name}: missing", settings("cifar10", cifar10), out)
 
 
-def test_altered_archive_is_not_opened(
-    tmp_path: Path, out: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_altered_archive(out: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an archive unpacked before its sum is compared."""
-    (cifar10 / BATCHES / "test_batch").write_bytes(pickle.dumps(Evil(tmp_path / "evil")))
+    evil = cifar10 / "evil"
+    (cifar10 / BATCHES / "test_batch").write_bytes(pickle.dumps(Evil(evil)))
     pack(cifar10 / BATCHES)
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("unpacked"))
     refused(r"cifar-10-python\.tar\.gz: .*MD5", settings("cifar10", cifar10 / PACKED), out)
-    assert not (tmp_path / "evil").exists()
+    assert not evil.exists()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -384,29 +383,29 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[object]:
 
 
 def test_cifar10_is_fetched_once(
-    tmp_path: Path, downloads: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, downloads: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a download not kept, and one fetched again or locked where it may only be read."""
+    """Catches a download not kept, and one fetched again or locked where it may only be read.
+
+    And one that ended early, unpacked all the same, ending in a traceback, or in the way later.
+    """
+    archive = (cifar10 / PACKED).read_bytes()
     assert not downloads.exists()
-    asked = serve(monkeypatch, (cifar10 / PACKED).read_bytes())
-    prepare(settings("cifar10"), tmp_path / "first")
-    check_cifar10(tmp_path / "first")
+    serve(monkeypatch, archive[:1000])
+    refused(r"CIFAR-10: cannot be downloaded \(.*corrupted", settings("cifar10"), out)
+    asked = serve(monkeypatch, archive)
+    prepare(settings("cifar10"), out)
+    check_cifar10(out)
     assert asked
     asked.clear()
     (downloads / ".CIFAR-10.lock").unlink()
     before, access = listing(downloads), os.access
     assert PACKED in before
     monkeypatch.setattr(os, "access", lambda path, mode: path != downloads and access(path, mode))
-    prepare(settings("cifar10"), tmp_path / "again")
-    check_cifar10(tmp_path / "again")
+    prepare(settings("cifar10"), out)
+    check_cifar10(out)
     assert not asked
     assert listing(downloads) == before
-
-
-def test_broken_download(out: Path, cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a download that ended early, unpacked all the same or ending in a traceback."""
-    serve(monkeypatch, (cifar10 / PACKED).read_bytes()[:1000])
-    refused(r"CIFAR-10: cannot be downloaded \(.*corrupted", settings("cifar10"), out)
 
 
 class CIFAR10Partial(datasets.CIFAR10):
@@ -584,6 +583,7 @@ def test_celeba_altered_or_missing(out: Path, faces: CelebA, name: str) -> None:
 
 def test_celeba_is_fetched_once(out: Path, faces: CelebA, downloads: Path) -> None:
     """Catches files of another run that are not found again."""
+    faces.keep(packed=True)
     downloads.mkdir()
     faces.folder.rename(downloads / "celeba")
     prepare(settings("celeba64"), out)

@@ -186,16 +186,13 @@ def link_environment(checkout: Path) -> None:
     ("reproduce.sh", {"OVERRIDES": "beta=1 --force"}, "override '--force': write key=value"),
     ("reproduce.sh", {"OVERRIDES": "beta=0.02\n-x=1"}, "override '-x=1': write key=value"),
     ("reproduce.sh", {"OVERRIDES": "beta"}, "override 'beta': write key=value"),
-    ("reproduce.sh", {"OVERRIDES": "other.yaml:beta=1"},
-     "override 'other.yaml:beta=1': write key=value"),
+    ("reproduce.sh", {"OVERRIDES": "o.yaml:beta=1"}, "override 'o.yaml:beta=1': write key=value"),
     ("reproduce.sh", {"NAME": "--temp"}, "name '--temp': use letters"),
     ("reproduce.sh", {"NAME": "a;b"}, "name 'a;b': use letters"),
     ("assert_cuda.sh", {}, "no CUDA device for PyTorch (?s:.)*nvidia-smi"),
     ("prepare.sh", {"SCOREVAE_HOME": "./kept"}, ".* is inside the checkout"),
 ])  # fmt: skip
-def test_job_is_refused(
-    name: str, environment: dict[str, str], message: str, tmp_path: Path
-) -> None:
+def test_job_is_refused(name: str, environment: dict, message: str, tmp_path: Path) -> None:
     """Catches inputs taken for orders, days on a CPU, and state that the next checkout deletes."""
     link_environment(tmp_path)
     done = script(name, tmp_path, **environment)
