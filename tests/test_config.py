@@ -72,37 +72,24 @@ def test_values_of_a_preset_arrive(path: Path, changes: dict[str, object]) -> No
     assert {key: attrgetter(key)(preset) for key in changes} == changes
 
 
-WRONG_VALUES = {
-    "beta": ["0.01", True, inf, nan, -0.1, None],
-    "seed": [1.5, True, -1],
-    "sde.kind": ["vesde"],
-    "sde.t_min": [1.0],
-    "reconstruct.protocol": [None],
-    "protocols.default.sampler": ["euler"],
-    "protocols.default.steps": [0, "20"],
-    "protocols.paper.z": ["mode"],
-    "protocols.paper.clip": ["no"],
-    "evaluate.likelihood.repeats": [1],
-    "evaluate.likelihood.draws": [0],
-    "evaluate.draws.count": [1],
-    "evaluate.interpolations.steps": [1],
-    "presets.digits.prior.training.steps": [10.0, -1],
-    "presets.digits.prior.training.ema": [1.0],
-    "presets.digits.prior.training.precision": [False],  # what YAML 1.1 makes of no
-    "presets.digits.data.test_fraction": [0],
-    "presets.digits.data.source": ["celeba"],
-    "presets.digits.data.root": [3],
-    "presets.digits.flip": [1, "yes"],
-    "presets.digits.test_images": [0, 10.0],
-    "presets.digits.lpips.net": ["vgg16"],
-    "presets.digits.lpips.trunk": [False],
-    "presets.digits.lpips.required": [None],
-    "presets.digits.encoder.network.attention": [None],
-    "presets.digits.encoder.network.patch": [0],
-    "presets.digits.encoder.network.linear": [0],
-    "presets.digits.prior.network.output": ["score"],
-    "presets.digits.latent": [0],
-}
+WRONG_VALUES: dict[str, list[object]] = {
+    "beta": ["0.01", True, inf, nan, -0.1, None], "seed": [1.5, True, -1],
+    "sde.kind": ["vesde"], "sde.t_min": [1.0], "reconstruct.protocol": [None],
+    "protocols.default.sampler": ["euler"], "protocols.default.steps": [0, "20"],
+    "protocols.paper.z": ["mode"], "protocols.paper.clip": ["no"],
+    "evaluate.likelihood.repeats": [1], "evaluate.likelihood.draws": [0],
+    "evaluate.draws.count": [1], "evaluate.interpolations.steps": [1],
+}  # fmt: skip
+WRONG_IN_A_PRESET = {
+    "prior.training.steps": [10.0, -1], "prior.training.ema": [1.0],
+    "prior.training.precision": [False],  # what YAML 1.1 makes of no
+    "prior.network.output": ["score"], "data.test_fraction": [0], "data.source": ["celeba"],
+    "data.root": [3], "flip": [1, "yes"], "test_images": [0, 10.0], "latent": [0],
+    "lpips.net": ["vgg16"], "lpips.trunk": [False], "lpips.required": [None],
+    "encoder.network.attention": [None], "encoder.network.patch": [0],
+    "encoder.network.linear": [0],
+}  # fmt: skip
+WRONG_VALUES |= {f"presets.digits.{key}": values for key, values in WRONG_IN_A_PRESET.items()}
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in WRONG_VALUES.items() for v in vs])

@@ -5,11 +5,10 @@ import io
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from PIL import Image
+from pictures import encoded, noise
 from pipeline import STAGES, Clone, contents, make_clone, stages_run
 
 pytestmark = pytest.mark.slow
@@ -50,11 +49,9 @@ def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
 
 def test_going_back_to_a_preset_trains_nothing(clone: Clone, tmp_path: Path) -> None:
     """Catches outputs that DVC does not look up in its run cache (those marked persist)."""
-    rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
-    for number in range(40):
-        pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"pictures/{number}.png")
+    for number, pixels in enumerate(noise(40, 64, 64)):
+        (tmp_path / f"pictures/{number}.png").write_bytes(encoded(pixels))
     faces = {"root": f"{tmp_path}/pictures", "image.size": 16}  # too small for LPIPS's trunk
     changes = [f"--set-param=presets.faces_small.data.{key}={v}" for key, v in faces.items()]
     command = ("dvc", "exp", "run", "train_prior")
