@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,19 +68,34 @@ def write_curve(path: Path, rows: list[tuple[str, int, dict[str, float]]]) -> No
         writer.writerows({"phase": p, "step": s, **numbers} for p, s, numbers in rows)
 
 
-def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate")) -> None:
-    """Record what the stages themselves record."""
-    for stage in stages:
-        with track(stage, tiny_config()) as tracker:
+def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate"), name: str | None = None) -> None:
+    """Record what the stages themselves record, in an experiment of DVC if it has a name."""
+    with pytest.MonkeyPatch.context() as patch:
+        if name is not None:
+            patch.setenv("DVC_EXP_NAME", name)
+        for stage in stages:
             if stage == "evaluate":
-                files = [Path("results") / n for n in ("metrics.json", "errors.csv")]
-                figures = [Path("results/figures/samples.png"), *files]
-                tracker.headline(evaluation.headline(NUMBERS), figures)
-                continue
-            name, rows = ROWS[stage]
-            for row in rows:
-                tracker.record(*row)
-            tracker.artifact(Path(f"results/curves/{name}.csv"))
+                evaluate_live(NUMBERS)
+            else:
+                record(stage, *ROWS[stage][1], curve=Path(f"results/curves/{ROWS[stage][0]}.csv"))
+
+
+def evaluate_live(numbers: dict[str, dict[str, float | None]]) -> None:
+    """Record what the stage evaluate records."""
+    names = ("figures/samples.png", "metrics.json", "errors.csv")
+    with track("evaluate", tiny_config()) as tracker:
+        tracker.headline(evaluation.headline(numbers), [Path("results") / n for n in names])
+
+
+def record(
+    stage: str, *rows: tuple[str, int, dict[str, float]], curve: Path | None = None
+) -> None:
+    """Record some rows of a stage's curve, and the file if it came so far."""
+    with track(stage, tiny_config()) as tracker:
+        for row in rows:
+            tracker.record(*row)
+        if curve is not None:
+            tracker.artifact(curve)
 
 
 def invoke(*arguments: str) -> Result:
@@ -93,6 +109,13 @@ def succeed(*arguments: str) -> str:
     return result.output
 
 
+def refuse(*arguments: str) -> str:
+    """The output of a call that must fail."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    return result.output
+
+
 def client(folder: Path) -> MlflowClient:
     return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
 
@@ -100,10 +123,9 @@ def client(folder: Path) -> MlflowClient:
 def runs(folder: Path) -> list[Run]:
     """All runs, the oldest first."""
     server = client(folder)
-    experiment = server.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    return list(server.search_runs([experiment.experiment_id], order_by=["start_time ASC"]))
+    known = server.get_experiment_by_name(EXPERIMENT)
+    at = [] if known is None else [known.experiment_id]
+    return list(server.search_runs(at, order_by=["start_time ASC"])) if at else []
 
 
 def children(folder: Path, stage: str) -> list[Run]:
@@ -111,10 +133,21 @@ def children(folder: Path, stage: str) -> list[Run]:
     return [run for run in runs(folder) if run.data.tags.get("stage") == stage]
 
 
+def parents(folder: Path) -> list[Run]:
+    """The runs of executions."""
+    return [run for run in runs(folder) if PARENT_TAG in run.data.tags]
+
+
 def parent(folder: Path) -> Run:
     """The one run of the execution."""
-    (found,) = [run for run in runs(folder) if PARENT_TAG in run.data.tags]
+    (found,) = parents(folder)
     return found
+
+
+def below(folder: Path, parent: Run) -> list[Run]:
+    """The runs of an execution's stages."""
+    tag, wanted = "mlflow.parentRunId", parent.info.run_id
+    return [run for run in runs(folder) if run.data.tags.get(tag) == wanted]
 
 
 def history(folder: Path, run: Run, *, times: bool = False) -> list[tuple[str, int, str, int]]:
@@ -128,19 +161,23 @@ def recorded(folder: Path) -> dict[str, object]:
     """Everything that is to be the same after a live run and after sync."""
     server, found = client(folder), {}
     for run in runs(folder):
-        folders = [None, "figures"]
-        files = [f.path for at in folders for f in server.list_artifacts(run.info.run_id, at)]
+        listed = (server.list_artifacts(run.info.run_id, at) for at in (None, "figures"))
+        files = sorted(file.path for files in listed for file in files)
         times = "stage" in run.data.tags  # a headline's is when it was recorded
         points = history(folder, run, times=times)
-        content = (run.info.status, run.data.params, points, sorted(files))
         assert run.info.run_name not in found, "two runs of one stage"
-        found[run.info.run_name] = content
+        found[run.info.run_name] = (run.info.status, run.data.params, points, files)
     return found
 
 
-def commit(patch: pytest.MonkeyPatch, letter: str) -> None:
+Commit = Callable[[str], None]
+
+
+@pytest.fixture
+def commit(monkeypatch: pytest.MonkeyPatch) -> Commit:
     """Let Git tell another commit from now on."""
-    patch.setattr("scorevae.runtime.runs._git_commit", lambda: letter * 40)
+    name = "scorevae.runtime.runs._git_commit"
+    return lambda letter: monkeypatch.setattr(name, lambda: letter * 40)
 
 
 def everything(folder: Path) -> list[object]:
@@ -154,19 +191,17 @@ def test_synced_run_is_that_of_an_undisturbed_one(workspace: Path, empty_databas
     """Catches a point, parameter, metric, file or status that is lost, renamed or rounded."""
     run_live()
     live = recorded(workspace)
-    for name in ("train_prior", "train_encoder"):
-        assert live[name][2], "the comparison would be empty"
+    assert all(live[name][2] for name in ROWS), "the comparison would be empty"
     shutil.rmtree(workspace / "mlartifacts")
     shutil.copy(empty_database, workspace / "mlflow.db")
-    output = succeed()
-    synced = recorded(workspace)
+    assert "train_prior: 8 of 8 points in a new run" in succeed()
     live.pop("evaluate")  # it holds nothing but its times
-    assert synced == live
-    assert "train_prior: 8 of 8 points in a new run" in output
-    key = Execution(tiny_config()).key
-    assert parent(workspace).data.tags[PARENT_TAG] == key
-    (child,) = children(workspace, "train_prior")
-    assert child.data.tags["mlflow.parentRunId"] == parent(workspace).info.run_id
+    assert recorded(workspace) == live
+    assert parent(workspace).data.tags[PARENT_TAG] == Execution(tiny_config()).key
+    found = {run.info.run_name: run.info for run in below(workspace, parent(workspace))}
+    assert sorted(found) == sorted(ROWS)
+    ends = found["train_encoder"].start_time, found["train_encoder"].end_time
+    assert ends == (START + 20_000, START + 24_000)  # and not when sync ran
 
 
 @pytest.mark.parametrize("before", ["live", "sync"])
@@ -182,108 +217,71 @@ def test_second_call_adds_nothing(workspace: Path, before: str) -> None:
         assert everything(workspace) == state
 
 
-def test_partial_child_is_completed(workspace: Path) -> None:
+@pytest.mark.parametrize(("count", "missing"), [(0, 8), (1, 5)], ids=["empty", "partial"])
+def test_run_that_lost_its_server_is_completed(workspace: Path, count: int, missing: int) -> None:
     """Catches a second run beside the one whose server died, and points doubled there."""
-    phase, step, numbers = ROWS["train_prior"][1][0]
-    with track("train_prior", tiny_config()) as tracker:
-        tracker.record(phase, step, numbers)
+    record("train_prior", *ROWS["train_prior"][1][:count])
     (before,) = children(workspace, "train_prior")
-    assert "train_prior: 5 of 8 points to run" in succeed()
+    assert f"train_prior: {missing} of 8 points to run" in succeed()
     (after,) = children(workspace, "train_prior")
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     points = history(workspace, after)
     assert len(points) == len(set(points)) == 8
+    assert "nothing to add" in succeed()
 
 
 @pytest.mark.parametrize(
-    ("step", "numbers"),
+    "row",
     [
         (3, {"loss": 0.75, "timestamp": START + 700}),  # killed, and resumed at an earlier step
         (4, {"loss": 0.25, "timestamp": START + 1900}),
         (2, {"foreign": 0.5, "timestamp": START}),
     ],
 )
-def test_another_attempt_is_left_alone(
-    workspace: Path, step: int, numbers: dict[str, float]
-) -> None:
+def test_another_attempt_is_left_alone(workspace: Path, row: tuple[int, dict]) -> None:
     """Catches the points of a killed attempt mixed with those of the one that finished."""
-    with track("train_prior", tiny_config()) as tracker:
-        tracker.record(*ROWS["train_prior"][1][0])
-        tracker.record("prior", step, numbers)
+    record("train_prior", ROWS["train_prior"][1][0], ("prior", *row))
     (attempt,) = children(workspace, "train_prior")
     state = history(workspace, attempt, times=True)
     succeed()
-    found = children(workspace, "train_prior")
-    assert len(found) == 2
     assert history(workspace, attempt, times=True) == state
-    (other,) = [run for run in found if run.info.run_id != attempt.info.run_id]
-    assert len(history(workspace, other)) == 8
+    counts = {
+        r.info.run_id: len(history(workspace, r)) for r in children(workspace, "train_prior")
+    }
+    assert counts.pop(attempt.info.run_id) == len(state)
+    assert list(counts.values()) == [8]
 
 
 def test_newest_of_two_attempts_is_completed(workspace: Path) -> None:
     """Catches a killed attempt completed beside the one that resumed it; an empty one filled."""
     for count in (1, 2, 0):
-        with track("train_prior", tiny_config()) as tracker:
-            for row in ROWS["train_prior"][1][:count]:
-                tracker.record(*row)
+        record("train_prior", *ROWS["train_prior"][1][:count])
     succeed()
     found = children(workspace, "train_prior")
     assert [len(history(workspace, run)) for run in found] == [3, 8, 0]
 
 
-def test_run_that_lost_its_server_before_the_first_point_is_filled(workspace: Path) -> None:
-    """Catches a second run beside an empty one of the same execution."""
-    with track("train_prior", tiny_config()):
-        pass
-    succeed()
-    (child,) = children(workspace, "train_prior")
-    assert len(history(workspace, child)) == 8
-    assert "nothing to add" in succeed()
+def test_what_has_changed_is_replaced(workspace: Path) -> None:
+    """Catches a file that a full disk cut short and that passes for recorded.
 
-
-def test_truncated_artifact_is_replaced(workspace: Path) -> None:
-    """Catches a file that a full disk cut short and that passes for recorded."""
+    And metrics.json and MLflow disagreeing after a second evaluation without a server.
+    """
     run_live()
     (path,) = (workspace / "mlartifacts").rglob("prior.csv")
     whole = path.read_bytes()
     path.write_bytes(whole[:5])
-    succeed()
-    assert path.read_bytes() == whole
-
-
-def test_headline_of_another_evaluation_is_replaced(workspace: Path) -> None:
-    """Catches metrics.json and MLflow disagreeing after a second evaluation without a server."""
-    run_live()
-    numbers = {**NUMBERS, "vae": {"l2": 0.5}}
-    (workspace / "results/metrics.json").write_text(json.dumps(numbers))
+    (workspace / "results/metrics.json").write_text(json.dumps(NUMBERS | {"vae": {"l2": 0.5}}))
     assert "headline: 1 metrics" in succeed()
+    assert path.read_bytes() == whole
     assert parent(workspace).data.metrics["vae.l2"] == 0.5
 
 
-def test_flat_metrics_are_those_of_evaluate(workspace: Path) -> None:
-    """Catches other names or roundings than the stage evaluate sends."""
-    _, headline, _ = sync.read_results(workspace / "results", tiny_config())
-    assert headline is not None
-    assert headline.numbers == evaluation.headline(NUMBERS)
-
-
-def test_times_are_those_of_the_training(workspace: Path) -> None:
-    """Catches curves drawn at the time of sync, and phases on top of each other."""
-    succeed()
-    (child,) = children(workspace, "train_encoder")
-    times = {time for *_, time in history(workspace, child, times=True)}
-    assert times == {START + 20_000, START + 21_000, START + 24_000}
-    assert (child.info.start_time, child.info.end_time) == (min(times), max(times))
-
-
-def test_commits_made_since_begin_no_other_run(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commits_made_since_begin_no_other_run(workspace: Path, commit: Commit) -> None:
     """Catches everything recorded a second time because the results were committed meanwhile."""
-    commit(monkeypatch, "a")
+    commit("a")
     run_live()
     key, state = Execution(tiny_config()).key, everything(workspace)
-    commit(monkeypatch, "b")
+    commit("b")
     for arguments in (["--dry-run"], []):
         output = succeed(*arguments)
         assert f"run {key} at " in output
@@ -291,16 +289,14 @@ def test_commits_made_since_begin_no_other_run(
     assert everything(workspace) == state
 
 
-def test_run_of_a_former_commit_is_completed(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_of_a_former_commit_is_completed(workspace: Path, commit: Commit) -> None:
     """Catches a second parent for what the server missed, and another child for half a curve."""
-    commit(monkeypatch, "a")
+    commit("a")
     run_live(("train_prior",))
     phase, step, numbers = ROWS["train_vae_baseline"][1][0]
-    with track("train_vae_baseline", tiny_config()) as tracker:
-        tracker.record(phase, step, {k: v for k, v in numbers.items() if k != "seconds"})
-    commit(monkeypatch, "b")
+    known = {name: value for name, value in numbers.items() if name != "seconds"}
+    record("train_vae_baseline", (phase, step, known))
+    commit("b")
     lines = succeed().splitlines()
     (vae,) = children(workspace, "train_vae_baseline")
     assert lines[:-1] == [
@@ -310,167 +306,129 @@ def test_run_of_a_former_commit_is_completed(
     ]
     found = parent(workspace)
     assert (found.info.status, found.data.metrics["scorevae.l2"]) == ("FINISHED", 1.25)
-    (encoder,) = children(workspace, "train_encoder")
-    assert encoder.data.tags["mlflow.parentRunId"] == found.info.run_id
+    assert len(below(workspace, found)) == 3
     assert "nothing to add" in succeed()
 
 
-def test_parameters_lost_at_a_former_commit_are_added(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parameters_lost_at_a_former_commit_are_added(workspace: Path, commit: Commit) -> None:
     """Catches a run that is not known again because a dying server lost its parameters."""
-    commit(monkeypatch, "a")
+    commit("a")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Execution, "complete_parameters", lambda *_: 0)
         run_live()
-    commit(monkeypatch, "b")
+    commit("b")
     wanted = Execution(tiny_config()).parameters
     assert f"added: {len(wanted)} parameters" in succeed()
     assert parent(workspace).data.params == wanted
 
 
-def test_evaluations_of_several_commits_stay_where_they_are(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluations_of_other_commits_stay_where_they_are(workspace: Path, commit: Commit) -> None:
     """Catches curves recorded anew beside a later evaluation, and one that replaces a former one.
 
     The code of evaluate was changed and committed; DVC ran that stage alone, tracked or not.
     """
-    commit(monkeypatch, "a")
+    commit("a")
     run_live()
-    commit(monkeypatch, "b")
+    commit("b")
     later = {**NUMBERS, "vae": {"l2": 0.5}}
     (workspace / "results/metrics.json").write_text(json.dumps(later))
-    figures = [workspace / "results" / n for n in ("figures/samples.png", "errors.csv")]
-    with track("evaluate", tiny_config()) as tracker:
-        tracker.headline(
-            evaluation.headline(later), [*figures, workspace / "results/metrics.json"]
-        )
+    evaluate_live(later)
     state = everything(workspace)
     for letter in "bc":
-        commit(monkeypatch, letter)
+        commit(letter)
         assert "everything is recorded, nothing to add" in succeed()
         assert everything(workspace) == state
     (workspace / "results/metrics.json").write_text(json.dumps({"vae": {"l2": 0.25}}))
     assert "train_" not in succeed()
-    parents = [run for run in runs(workspace) if PARENT_TAG in run.data.tags]
-    assert [run.data.metrics["vae.l2"] for run in parents] == [1 / 3, 0.5, 0.25]
-    assert [run.data.params for run in parents] == [parents[0].data.params] * 3
+    found = parents(workspace)
+    assert [run.data.metrics["vae.l2"] for run in found] == [1 / 3, 0.5, 0.25]
+    assert [run.data.params for run in found] == [found[0].data.params] * 3
 
 
-def test_evaluation_that_lost_its_headline_gets_it(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_that_lost_its_headline_gets_it(workspace: Path, commit: Commit) -> None:
     """Catches one that stays without metrics because a former commit's has the same numbers."""
-    commit(monkeypatch, "a")
+    commit("a")
     run_live()
-    commit(monkeypatch, "b")
-    with track("evaluate", tiny_config()):
-        pass
-    lines = succeed().splitlines()
-    assert lines[:-1] == ["added: headline: 3 metrics and 3 files"]
-    parents = [run for run in runs(workspace) if PARENT_TAG in run.data.tags]
-    assert [run.data.metrics["vae.l2"] for run in parents] == [1 / 3] * 2
+    commit("b")
+    record("evaluate")
+    assert succeed().splitlines()[:-1] == ["added: headline: 3 metrics and 3 files"]
+    assert [run.data.metrics["vae.l2"] for run in parents(workspace)] == [1 / 3] * 2
     assert len(children(workspace, "train_prior")) == 1
 
 
-def test_others_with_the_same_parameters_are_left_alone(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_others_with_the_same_parameters_are_left_alone(workspace: Path, commit: Commit) -> None:
     """Catches a curve that lands in the run of another, who trains or trained the same thing."""
-    commit(monkeypatch, "a")
-    with track("train_prior", tiny_config()) as tracker:
-        tracker.record("prior", 2, {"loss": 0.75, "timestamp": START - 1})
-    with track("train_encoder", tiny_config()):
-        pass
-    commit(monkeypatch, "b")
-    with track("train_vae_baseline", tiny_config()):
-        pass
-    theirs = {run.info.run_id: (run.info.status, run.data.metrics) for run in runs(workspace)}
-    commit(monkeypatch, "c")
+
+    def told() -> dict[str, tuple[str, dict[str, float]]]:
+        return {run.info.run_id: (run.info.status, run.data.metrics) for run in runs(workspace)}
+
+    commit("a")
+    record("train_prior", ("prior", 2, {"loss": 0.75, "timestamp": START - 1}))
+    record("train_encoder")
+    commit("b")
+    record("train_vae_baseline")
+    theirs = told()
+    commit("c")
     succeed()
-    after = {run.info.run_id: (run.info.status, run.data.metrics) for run in runs(workspace)}
-    assert theirs.items() <= after.items()
+    assert theirs.items() <= told().items()
     key = Execution(tiny_config()).key
-    (own,) = [run for run in runs(workspace) if run.data.tags.get(PARENT_TAG) == key]
-    stages = [
-        run.info.run_name
-        for run in runs(workspace)
-        if run.data.tags.get("mlflow.parentRunId") == own.info.run_id
-    ]
-    assert sorted(stages) == sorted(ROWS)
+    (own,) = [run for run in parents(workspace) if run.data.tags[PARENT_TAG] == key]
+    assert sorted(run.info.run_name for run in below(workspace, own)) == sorted(ROWS)
 
 
-def test_equal_numbers_of_another_training_are_not_mine(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_numbers_of_another_training_are_not_mine(workspace: Path, commit: Commit) -> None:
     """Catches an evaluation that is not recorded because somebody else's has the same numbers."""
-    commit(monkeypatch, "a")
+    commit("a")
     with pytest.MonkeyPatch.context() as patch:
         for stage, (name, rows) in ROWS.items():
             later = [(p, s, n | {"timestamp": n["timestamp"] + 1}) for p, s, n in rows]
             patch.setitem(ROWS, stage, (name, later))
         run_live()
     state = everything(workspace)
-    commit(monkeypatch, "b")
+    commit("b")
     succeed()
-    theirs, mine = [run for run in runs(workspace) if PARENT_TAG in run.data.tags]
+    theirs, mine = parents(workspace)
     assert mine.data.metrics == theirs.data.metrics
     assert len(children(workspace, "train_prior")) == 2
-    client(workspace).delete_run(mine.info.run_id)
-    for run in runs(workspace):
-        if run.data.tags.get("mlflow.parentRunId") == mine.info.run_id:
-            client(workspace).delete_run(run.info.run_id)
+    for run in (*below(workspace, mine), mine):
+        client(workspace).delete_run(run.info.run_id)
     assert everything(workspace)[:2] == state[:2]
 
 
-def test_stage_that_was_lost_joins_its_evaluation(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stage_that_was_lost_joins_its_evaluation(workspace: Path, commit: Commit) -> None:
     """Catches a headline recorded anew beside a stage that only lacked its curve."""
-    commit(monkeypatch, "a")
+    commit("a")
     run_live(("train_prior", "train_vae_baseline", "evaluate"))
-    commit(monkeypatch, "b")
+    commit("b")
     assert succeed().splitlines()[:-1] == ["added: train_encoder: 6 of 6 points in a new run"]
-    (encoder,) = children(workspace, "train_encoder")
-    assert encoder.data.tags["mlflow.parentRunId"] == parent(workspace).info.run_id
-
-
-def test_applied_experiment_is_known_without_its_name(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches an experiment recorded again after `dvc exp apply` and a commit."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_EXP_NAME", "grave-fate")
-        run_live()
-    commit(monkeypatch, "b")
-    assert "run grave-fate at " in succeed()
-    assert parent(workspace).info.run_name == "grave-fate"
+    names = [run.info.run_name for run in below(workspace, parent(workspace))]
+    assert "train_encoder" in names
 
 
 def test_dry_run_writes_nothing(workspace: Path) -> None:
     """Catches a database, an experiment, a run or a point made by asking."""
     run_live(("train_prior",))
     state = everything(workspace)
-    output = succeed("--dry-run")
-    assert everything(workspace) == state
-    lines = output.splitlines()
-    assert lines[:-1] == [
+    assert succeed("--dry-run").splitlines()[:-1] == [
         "would add: train_vae_baseline: 2 of 2 points in a new run",
         "would add: train_encoder: 6 of 6 points in a new run",
         "would add: headline: 3 metrics and 3 files",
     ]
+    assert everything(workspace) == state
     (workspace / "mlflow.db").unlink()
     assert "would add: train_prior: 8 of 8 points in a new run" in succeed("--dry-run")
     assert not (workspace / "mlflow.db").exists()
 
 
-def test_name_chooses_the_experiment(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches an experiment of DVC whose numbers land in a run of another name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_EXP_NAME", "grave-fate")
-        run_live(("train_prior",))
-    succeed("--name", "grave-fate")
+def test_name_chooses_the_experiment(workspace: Path, commit: Commit) -> None:
+    """Catches an experiment of DVC whose numbers land in a run of another name.
+
+    And one recorded again, without its name, after `dvc exp apply` and a commit.
+    """
+    run_live(("train_prior",), name="grave-fate")
+    assert "run grave-fate at " in succeed("--name", "grave-fate")
+    commit("b")
+    assert "run grave-fate at " in succeed()
     assert parent(workspace).info.run_name == "grave-fate"
     assert len(children(workspace, "train_prior")) == 1
 
@@ -489,15 +447,14 @@ def test_experiment_of_other_parameters_is_refused(workspace: Path) -> None:
     succeed("--name", "grave-fate")
     state = everything(workspace)
     write_params(workspace / "params.yaml", tiny_params())
-    result = invoke("--name", "grave-fate")
-    assert result.exit_code == 1
-    assert "the run grave-fate in MLflow has other parameters" in result.output
-    assert "(beta: 0.02)" in result.output
+    output = refuse("--name", "grave-fate")
+    assert "the run grave-fate in MLflow has other parameters" in output
+    assert "(beta: 0.02)" in output
     assert everything(workspace) == state
 
 
 def write_lock(folder: Path, *stages: str) -> None:
-    """A dvc.lock as DVC would write it after these stages ran with the parameters of now."""
+    """A dvc.lock as DVC would write it after these stages, or all, ran with parameters as now."""
     tree = tiny_params()
     digits = tree["presets"]["digits"]
     known = {
@@ -516,19 +473,17 @@ def write_lock(folder: Path, *stages: str) -> None:
             ["results/metrics.json"],
         ),
     }  # fmt: skip
-    locked = {
-        stage: {
+    locked = {}
+    for stage in stages or known:
+        params, reads, writes = known[stage]
+        locked[stage] = {
             "cmd": f"python stages/{stage}.py",
             "deps": [{"path": path, "hash": "md5", "md5": "0"} for path in reads],
             "params": {"params.yaml": params},
             "outs": [{"path": path, "hash": "md5", "md5": "0", "size": 1} for path in writes],
         }
-        for stage, (params, reads, writes) in known.items()
-        if stage in stages
-    }
-    (folder / "dvc.lock").write_text(
-        yaml.safe_dump({"schema": "2.0", "stages": locked}, sort_keys=False)
-    )
+    lock = {"schema": "2.0", "stages": locked}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
 
 
 @pytest.mark.parametrize(
@@ -548,23 +503,21 @@ def test_results_of_other_parameters_are_refused(
     workspace: Path, changes: dict[str, object], message: str
 ) -> None:
     """Catches results recorded in a run of parameters that were edited since; one told twice."""
-    write_lock(workspace, "train_prior", "train_encoder", "evaluate")
+    write_lock(workspace)
     write_params(workspace / "params.yaml", tiny_params(**changes))
-    result = invoke("--name", "grave-fate")
-    assert result.exit_code == 1
-    remedy = "; run `dvc repro`, or restore params.yaml\n"
-    assert result.output.startswith("Error: params.yaml: not the parameters that made results (")
-    assert result.output.count(message) == 1
-    assert result.output.endswith(f"){remedy}")
+    output = refuse("--name", "grave-fate")
+    assert output.startswith("Error: params.yaml: not the parameters that made results (")
+    assert output.count(message) == 1
+    assert output.endswith("); run `dvc repro`, or restore params.yaml\n")
     assert runs(workspace) == []
 
 
 def test_metrics_are_of_the_parameters_upstream(workspace: Path) -> None:
     """Catches old metrics recorded beside a new β while the encoder is being trained anew."""
-    write_lock(workspace, "train_prior", "train_encoder", "evaluate")
+    write_lock(workspace)
     write_params(workspace / "params.yaml", tiny_params(beta=0.02))
     (workspace / "results/curves/encoder.csv").unlink()
-    assert "beta: 0.01 in dvc.lock, now 0.02" in invoke().output
+    assert "beta: 0.01 in dvc.lock, now 0.02" in refuse()
     (workspace / "results/metrics.json").unlink()
     assert "train_prior: 8 of 8 points in a new run" in succeed()
 
@@ -572,7 +525,7 @@ def test_metrics_are_of_the_parameters_upstream(workspace: Path) -> None:
 @pytest.mark.parametrize("form", ["1.0e-2", "1e-2", "+.01", "0.010"])
 def test_the_same_number_written_otherwise_is_no_edit(workspace: Path, form: str) -> None:
     """Catches a refusal because DVC writes 0.01 where params.yaml says 1e-2."""
-    write_lock(workspace, "train_prior", "train_encoder", "evaluate")
+    write_lock(workspace)
     text = (workspace / "params.yaml").read_text()
     assert "beta: 0.01\n" in text
     (workspace / "params.yaml").write_text(text.replace("beta: 0.01\n", f"beta: {form}\n"))
@@ -587,15 +540,6 @@ def test_parameters_that_made_none_of_the_results_may_differ(workspace: Path) ->
     shutil.copytree(workspace / "results", workspace / "copy/results")
     write_params(workspace / "params.yaml", tiny_params(**{"evaluate.figure_images": 4}))
     assert "added: " in succeed("--results", "copy/results")
-
-
-def test_damaged_lock_is_refused(workspace: Path) -> None:
-    """Catches a traceback at what a merge left of dvc.lock."""
-    for text in ("<<<<<<< HEAD\n", "", "stages: {evaluate: {outs: [1]}}"):
-        (workspace / "dvc.lock").write_text(text)
-        result = invoke()
-        assert result.exit_code == 1
-        assert result.output.startswith(f"Error: {workspace / 'dvc.lock'}: ")
 
 
 def test_what_is_missing_is_named(workspace: Path) -> None:
@@ -613,61 +557,59 @@ def test_what_is_missing_is_named(workspace: Path) -> None:
     assert list(names.values()) == ["RUNNING"]  # the parent: not evaluated yet
 
 
-WARM_START = "presets.digits.encoder.warm_start.training.steps"
-OBJECTIVE = "presets.digits.encoder.training.steps"
-
-
-def test_training_without_steps_has_nothing_to_record(workspace: Path) -> None:
-    """Catches a traceback at a curve without rows, and a run without points for it."""
-    params = tiny_params(**{"presets.digits.vae.training.steps": 0})
-    write_params(workspace / "params.yaml", params)
-    (workspace / "results/curves/vae.csv").write_text("phase,step\n")
-    output = succeed()
-    assert "left out" not in output
-    assert "train_vae_baseline" not in output
-    assert children(workspace, "train_vae_baseline") == []
-    assert len(children(workspace, "train_encoder")) == 1
+WARM_START = "encoder.warm_start"
+SHORT = "left out: {path}: ends at step"
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows", "outcome"),
+    ("stage", "steps", "rows", "outcome"),
     [
-        ({OBJECTIVE: 0}, slice(1), "added: train_encoder: 2 of 2 points"),
-        ({WARM_START: 0}, slice(1, 3), "added: train_encoder: 4 of 4 points"),
-        ({OBJECTIVE: 0, WARM_START: 0}, slice(0), None),
-        ({OBJECTIVE: 0, WARM_START: 8}, slice(1), "left out: {}: ends at step 4 of 8; run"),
-        ({}, slice(1), "left out: {}: ends at step 4 of warm_start, not 4 of objective; run"),
-        ({}, slice(0), "left out: {}: ends at step 0 of 4; run"),
+        ("train_vae_baseline", {"vae": 0}, slice(0), None),
+        ("train_encoder", {"encoder": 0}, slice(1), "added: {stage}: 2 of 2 points"),
+        ("train_encoder", {WARM_START: 0}, slice(1, 3), "added: {stage}: 4 of 4 points"),
+        ("train_encoder", {"encoder": 0, WARM_START: 0}, slice(0), None),
+        ("train_encoder", {"encoder": 0, WARM_START: 8}, slice(1), f"{SHORT} 4 of 8; run"),
+        ("train_encoder", {}, slice(1), f"{SHORT} 4 of warm_start, not 4 of objective; run"),
+        ("train_encoder", {}, slice(0), f"{SHORT} 0 of 4; run"),
     ],
 )
-def test_encoder_ends_with_the_last_phase_that_has_steps(
-    workspace: Path, changes: dict[str, object], rows: slice, outcome: str | None
+def test_curve_ends_with_the_last_phase_that_has_steps(
+    workspace: Path, stage: str, steps: dict[str, int], rows: slice, outcome: str | None
 ) -> None:
-    """Catches a whole curve left out, and one killed between its phases that passes for whole."""
+    """Catches a whole curve left out, and one killed between its phases that passes for whole.
+
+    And a traceback at a curve without rows, or a run without points for it.
+    """
+    changes = {f"presets.digits.{part}.training.steps": count for part, count in steps.items()}
     write_params(workspace / "params.yaml", tiny_params(**changes))
-    path = "results/curves/encoder.csv"
-    write_curve(workspace / path, ROWS["train_encoder"][1][rows])
-    lines = [line for line in succeed().splitlines()[:-1] if "encoder" in line]
+    name, whole = ROWS[stage]
+    path = f"results/curves/{name}.csv"
+    write_curve(workspace / path, whole[rows])
+    lines = [line for line in succeed().splitlines()[:-1] if name in line]
     assert len(lines) == (outcome is not None)
-    assert "".join(lines).startswith((outcome or "").format(path))
+    said = (outcome or "").format(stage=stage, path=path)
+    assert "".join(lines).startswith(said)
+    assert len(children(workspace, stage)) == said.startswith("added")
 
 
 def test_nothing_to_record(workspace: Path) -> None:
     """Catches an empty run, and a success, where the folder is the wrong one."""
-    result = invoke("--results", "elsewhere")
-    assert result.exit_code == 1
+    output = refuse("--results", "elsewhere")
     for name in ("curves/prior.csv", "curves/vae.csv", "curves/encoder.csv", "metrics.json"):
-        assert f"elsewhere/{name}: no such file" in result.output
-    assert "Error: elsewhere: nothing to record" in result.output
+        assert f"elsewhere/{name}: no such file" in output
+    assert "Error: elsewhere: nothing to record" in output
     assert runs(workspace) == []
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("curves/prior.csv", "step,loss\n4,1\n", "curves/prior.csv, line 2: not a training"),
+        ("../dvc.lock", "<<<<<<< HEAD\n", "/dvc.lock: "),  # what a merge left
+        ("../dvc.lock", "", "/dvc.lock: "),
+        ("../dvc.lock", "stages: {evaluate: {outs: [1]}}", "/dvc.lock: "),
+        ("curves/prior.csv", "step,loss\n4,1\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step,loss\na,4,x\n", "curves/prior.csv, line 2: not a train"),
-        ("curves/prior.csv", "phase,step\na,4,1\n", "curves/prior.csv, line 2: not a training"),
+        ("curves/prior.csv", "phase,step\na,4,1\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step,loss\nprior,4,1\n", "('timestamp')); run its stage"),
         ("metrics.json", "{", "metrics.json: not the metrics of evaluate"),
         ("metrics.json", "[]", "metrics.json: not the metrics of evaluate"),
@@ -677,28 +619,23 @@ def test_nothing_to_record(workspace: Path) -> None:
 def test_damaged_files_are_refused(workspace: Path, name: str, text: str, message: str) -> None:
     """Catches a traceback, or half of the results recorded before the fault is found."""
     (workspace / "results" / name).write_text(text)
-    result = invoke()
-    assert result.exit_code == 1
-    assert message in result.output
-    assert len(result.output.splitlines()) == 1
+    (line,) = refuse().splitlines()
+    assert line.startswith("Error: ")
+    assert message in line
     assert runs(workspace) == []
 
 
 def test_unreachable_server_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a traceback, and a password in it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:1")
-    result = invoke()
-    assert result.exit_code == 1
-    assert "Error: MLflow at http://***@127.0.0.1:1 does not take the records (" in result.output
-    assert "set MLFLOW_TRACKING_URI, and sync again" in result.output
-    assert "secret" not in result.output
-    assert len(result.output.splitlines()) == 1
+    (line,) = refuse().splitlines()
+    assert "Error: MLflow at http://***@127.0.0.1:1 does not take the records (" in line
+    assert "set MLFLOW_TRACKING_URI, and sync again" in line
+    assert "secret" not in line
 
 
 def test_held_lock_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a command that waits for ever beside a stage that is stuck."""
     monkeypatch.setattr("scorevae.runtime.runs.LOCK_SECONDS", 0.0)
     with Execution(tiny_config()).lock():
-        result = invoke()
-    assert result.exit_code == 1
-    assert str(workspace / ".mlflow.lock") in result.output
+        assert str(workspace / ".mlflow.lock") in refuse()
