@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mlflow.entities import Run
 from tiny import tiny_config
 
 from scorevae.config import flatten, resolved
+from scorevae.runtime import runs as runtime
 from scorevae.runtime import tracking
 from scorevae.runtime.files import sha256
 from scorevae.runtime.runs import CURVE_TAG, EXPERIMENT, PARENT_TAG, Execution, _git_commit
@@ -42,6 +44,22 @@ def child(client: MlflowClient, stage: str) -> Run:
     return found
 
 
+def run_stage(*stages: str, **overrides: object) -> None:
+    """Stages one after another that have nothing to record."""
+    for stage in stages or ("download",):
+        with track(stage, tiny_config(**overrides)):
+            pass
+
+
+POINT = ("prior", 1, {"loss": 1.0, "timestamp": 1})
+
+
+@pytest.fixture
+def stderr(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What went to the error stream since it was asked last."""
+    return lambda: capsys.readouterr().err
+
+
 def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
     """Catches curves without steps, lost artifacts, and weights that cannot be traced."""
     weights, curve = dvc_root / "prior.safetensors", dvc_root / "prior.csv"
@@ -62,40 +80,31 @@ def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
     assert tags["mlflow.source.git.commit"] == _git_commit()
     assert tags["sha256.wrote.prior"] == sha256(weights)
     assert tags["sha256.read.prior"] == sha256(curve)
+    assert tags[CURVE_TAG] == "1000"
     points = client.get_metric_history(run.info.run_id, "prior/loss")
     assert [(p.step, p.value, p.timestamp) for p in points] == [(2, 0.5, 1000), (4, 0.25, 3000)]
-    assert run.data.metrics.keys() == {"prior/loss", "prior/test_loss"}
-    assert tags[CURVE_TAG] == "1000"
-    assert run.data.metrics["prior/test_loss"] == 0.75
-    artifacts = [f.path for f in client.list_artifacts(run.info.run_id)]
-    assert artifacts == ["folder", "prior.csv"]
+    assert run.data.metrics == {"prior/loss": 0.25, "prior/test_loss": 0.75}
+    stored = [f.path for f in client.list_artifacts(run.info.run_id)]
+    assert stored == ["folder", "prior.csv"]
 
 
-def test_parent_holds_the_parameters(client: MlflowClient) -> None:
-    """Catches parameters of presets that were not used, and of nested keys lost."""
+def test_stages_share_their_parent(client: MlflowClient) -> None:
+    """Catches a parent for each stage, and one parent for different parameters.
+
+    And parameters of presets that were not used, or nested keys that are lost.
+    """
     config = tiny_config(beta=0.02)
-    with track("download", config):
-        pass
+    run_stage("download", "train_prior", beta=0.02)
     (parent,) = parents(client)
+    children = [child(client, stage) for stage in ("download", "train_prior")]
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
     found = parent.data.params
-    assert found["beta"] == "0.02"
-    assert found["sde.kind"] == "vp"
+    assert (found["beta"], found["sde.kind"]) == ("0.02", "vp")
     assert found["presets.digits.prior.network.channels"] == "[8, 16]"
     other = config.model_copy(update={"presets": config.presets | {"other": config.selected}})
     assert flatten(resolved(other)) == found
     assert parent.info.status == "RUNNING"
-
-
-def test_stages_share_their_parent(client: MlflowClient) -> None:
-    """Catches a parent for each stage, and one parent for different parameters."""
-    for stage in ("download", "train_prior"):
-        with track(stage, tiny_config()):
-            pass
-    (parent,) = parents(client)
-    children = [child(client, stage) for stage in ("download", "train_prior")]
-    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
-    with track("evaluate", tiny_config(beta=0.02)):
-        pass
+    run_stage("evaluate", beta=0.03)
     assert len(parents(client)) == 2
 
 
@@ -115,20 +124,16 @@ def test_headline_ends_the_parent(client: MlflowClient, dvc_root: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_failure_is_recorded(client: MlflowClient, error: type[BaseException]) -> None:
-    """Catches a failed stage shown as finished, and an exception swallowed by the tracker."""
+    """Catches a failed stage shown as finished, and an exception swallowed by the tracker.
+
+    And a second parent, or one that stays FAILED, after `dvc repro` is run again.
+    """
     with pytest.raises(error), track("train_prior", tiny_config()):
         raise error
     assert child(client, "train_prior").info.status == "FAILED"
     (parent,) = parents(client)
     assert parent.info.status == "FAILED"
-
-
-def test_a_failed_execution_goes_on(client: MlflowClient) -> None:
-    """Catches a second parent, or one that stays FAILED, after `dvc repro` is run again."""
-    with pytest.raises(ValueError, match="stop"), track("train_prior", tiny_config()):
-        raise ValueError("stop")
-    with track("train_prior", tiny_config()):
-        pass
+    run_stage("train_prior")
     (parent,) = parents(client)
     assert parent.info.status == "RUNNING"
 
@@ -136,84 +141,85 @@ def test_a_failed_execution_goes_on(client: MlflowClient) -> None:
 def test_experiment_name_names_the_parent(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches runs that cannot be found by the name that `dvc exp show` prints."""
-    for name in ("grave-fate", "calm-owl", "grave-fate"):
+    """Catches runs that cannot be found by the name that `dvc exp show` prints.
+
+    And a parent for each commit although DVC names the experiment, or numbers beside the
+    parameters of an earlier experiment of the same name.
+    """
+    executions = (("grave-fate", "a", 0.02), ("calm-owl", "a", 0.02), ("grave-fate", "b", 0.02))
+    for name, commit, beta in (*executions, ("grave-fate", "b", 0.03)):
         monkeypatch.setenv("DVC_EXP_NAME", name)
-        with track("download", tiny_config()):
-            pass
-    assert [run.info.run_name for run in parents(client)] == ["grave-fate", "calm-owl"]
+        monkeypatch.setattr(runtime, "_git_commit", lambda commit=commit: 40 * commit)
+        run_stage(beta=beta)
+    found = [(run.info.run_name, run.data.params["beta"]) for run in parents(client)]
+    assert found == [("grave-fate", "0.02"), ("calm-owl", "0.02"), ("grave-fate", "0.03")]
 
 
-def test_artifacts_lie_in_the_repository(
-    client: MlflowClient, dvc_root: Path, tmp_path_factory: pytest.TempPathFactory
+def test_all_lies_in_the_repository(
+    client: MlflowClient, dvc_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches artifacts in the temporary copy of `dvc exp run --temp`, which is deleted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("copy"))
-        with track("download", tiny_config()):
-            pass
-        assert list(Path().iterdir()) == []
+    """Catches artifacts in the temporary copy of `dvc exp run --temp`, which is deleted.
+
+    And another place than DVC_ROOT/mlflow.db when nothing is set.
+    """
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    copy = dvc_root / "copy"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    run_stage()
+    assert list(copy.iterdir()) == []
+    assert len(parents(client)) == 1
     location = client.get_experiment_by_name(EXPERIMENT).artifact_location
     assert location == (dvc_root / "mlartifacts").as_uri()
 
 
-def test_default_database_lies_in_the_repository(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches another place than DVC_ROOT/mlflow.db when nothing is set."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with track("download", tiny_config()):
-        pass
-    assert len(parents(client)) == 1
-
-
 def test_dead_server_costs_a_warning(
-    dvc_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dvc_root: Path, monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]
 ) -> None:
-    """Catches a training that ends because its tracking server does not answer."""
+    """Catches a training that ends because its tracking server does not answer.
+
+    And a remedy that would record an experiment of `dvc exp run` elsewhere.
+    """
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
+        tracker.record(*POINT)
         tracker.artifact(dvc_root / "absent")
         tracker.weights("read", dvc_root / "absent")
         tracker.headline({"l2": 1.0}, [])
-    lines = capsys.readouterr().err.splitlines()
-    warnings = [line for line in lines if line.startswith("warning: MLflow tracking stopped (")]
-    assert len(warnings) == 1
-    assert warnings[0].endswith(
+    start = "warning: MLflow tracking stopped ("
+    (warning,) = [line for line in stderr().splitlines() if line.startswith(start)]
+    assert warning.endswith(
         "; the files in results/ hold every number, and "
-        "`python -m scorevae.commands.sync` records them later"
+        "`python -m scorevae.commands.sync --name grave-fate` records them later"
     )
 
 
 def test_failing_call_stops_tracking_only(
-    client: MlflowClient, dvc_root: Path, capsys: pytest.CaptureFixture[str]
+    client: MlflowClient, dvc_root: Path, stderr: Callable[[], str]
 ) -> None:
     """Catches an exception of the background thread that reaches the stage."""
     with track("train_prior", tiny_config()) as tracker:
         tracker.weights("read", dvc_root / "absent")
-        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
-    assert capsys.readouterr().err.count("warning: MLflow tracking stopped") == 1
+        tracker.record(*POINT)
+    assert stderr().count("warning: MLflow tracking stopped") == 1
     assert child(client, "train_prior").data.metrics == {}
 
 
 def test_failing_artifacts_leave_the_numbers(
-    client: MlflowClient, dvc_root: Path, capsys: pytest.CaptureFixture[str]
+    client: MlflowClient, dvc_root: Path, stderr: Callable[[], str]
 ) -> None:
     """Catches numbers lost because a file could not be stored, and a warning for each file."""
     with track("train_prior", tiny_config()) as tracker:
         for _ in range(2):
             tracker.artifact(dvc_root / "absent")
-        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
-    assert capsys.readouterr().err.count("warning: MLflow artifacts stopped") == 1
+        tracker.record(*POINT)
+    assert stderr().count("warning: MLflow artifacts stopped") == 1
     run = child(client, "train_prior")
-    assert run.data.metrics == {"prior/loss": 1.0}
-    assert run.info.status == "FINISHED"
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"prior/loss": 1.0})
 
 
-def test_block_does_not_wait(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_block_does_not_wait(monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]) -> None:
     """Catches a stage that starts, records or ends only once the server answers; two warnings.
 
     MLflow is there only after the block is over: waiting for it would never end.
@@ -227,80 +233,42 @@ def test_block_does_not_wait(
     monkeypatch.setattr(tracking, "load_mlflow", slow)
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
     with track("train_prior", tiny_config()) as tracker:
-        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
+        tracker.record(*POINT)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "tracking"]
     released.set()
     thread.join(60)
     assert not thread.is_alive()
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = stderr().splitlines()
     assert "(no answer within 0 s at the end from MLflow's import)" in line
 
 
-def test_records_after_the_end_of_tracking_are_forgotten(
-    dvc_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_after_the_end_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches memory that fills for days once the server is gone."""
     monkeypatch.setattr(tracking, "load_mlflow", lambda: 1 / 0)
     with track("train_prior", tiny_config()) as tracker:
         tracker._worker.join(60)
-        tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
+        tracker.record(*POINT)
         assert tracker._worker._tasks.empty()
-
-
-def test_stages_of_one_experiment_share_their_parent_on_different_days(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches a parent for each commit although DVC names the experiment."""
-    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
-    for stage, commit in (("download", "a" * 40), ("train_prior", "b" * 40)):
-        monkeypatch.setattr("scorevae.runtime.runs._git_commit", lambda commit=commit: commit)
-        with track(stage, tiny_config()):
-            pass
-    assert len(parents(client)) == 1
-
-
-def test_a_name_used_again_for_other_parameters_is_another_execution(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches numbers shown beside the parameters of an earlier experiment of the same name."""
-    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
-    for beta in (0.02, 0.03, 0.02):
-        with track("download", tiny_config(beta=beta)):
-            pass
-    assert sorted(run.data.params["beta"] for run in parents(client)) == ["0.02", "0.03"]
 
 
 def test_parameters_that_a_dying_server_lost_are_added(client: MlflowClient) -> None:
     """Catches a parent that was created and then stays without parameters."""
     execution = Execution(tiny_config())
     execution.create_parent()
-    with track("download", tiny_config()):
-        pass
+    run_stage()
     (parent,) = parents(client)
     assert parent.data.params == execution.parameters
 
 
 def test_passwords_are_not_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], str]
 ) -> None:
     """Catches the password of a tracking URI in the log of a CI job."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://user:secret@host/database")
-    with track("download", tiny_config()):
-        pass
-    error = capsys.readouterr().err
+    run_stage()
+    error = stderr()
     assert "nonsense://***@host/database" in error
     assert "secret" not in error
-
-
-def test_the_remedy_names_the_experiment(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Catches a command that would record an experiment of `dvc exp run` elsewhere."""
-    monkeypatch.setenv("DVC_EXP_NAME", "grave-fate")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with track("download", tiny_config()):
-        pass
-    assert "`python -m scorevae.commands.sync --name grave-fate`" in capsys.readouterr().err
 
 
 def test_flatten() -> None:
