@@ -215,36 +215,29 @@ def test_signal_to_all_processes_saves_and_stops(
 
 
 def test_finished_state_only_returns_the_result(accelerator: Accelerator) -> None:
-    """Catches a step too many when a stage is killed between training and writing."""
-    run = Run(accelerator)
+    """Catches a step too many when a stage is killed between training and writing.
+
+    And a row recorded once more at another time, or one without its time.
+    """
+    run, before = Run(accelerator), int(1000 * time.time())
     expected = run.go()
+    times = [row["timestamp"] for _, row in run.rows]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= 1000 * time.time()
     again = Run(accelerator, state=run.state, objective=stopping_at(0, interrupt))
     assert_same(again.go().state_dict(), expected.state_dict())
     assert again.numbers() == run.numbers()
+    assert [row["timestamp"] for _, row in again.rows] == times
 
 
 def test_seconds_go_on_after_resuming(accelerator: Accelerator) -> None:
     """Catches a clock that starts at zero again in every session."""
     run = Run(accelerator)
     run.go()
-    run.state.saved["log"]["seconds"] = 1000.0
-    run.state.saved["step"] = STEPS - 1
+    run.state.saved |= {"step": STEPS - 1, "log": run.state.saved["log"] | {"seconds": 1000.0}}
     again = Run(accelerator, state=run.state)
     again.go()
     assert again.rows[-1][1]["seconds"] >= 1000
-
-
-def test_rows_keep_their_times(accelerator: Accelerator) -> None:
-    """Catches a row recorded once more at another time, or one without its time."""
-    run = Run(accelerator)
-    before = int(1000 * time.time())
-    run.go()
-    times = [row["timestamp"] for _, row in run.rows]
-    assert times == sorted(times)
-    assert before <= times[0] <= times[-1] <= 1000 * time.time()
-    again = Run(accelerator, state=run.state)
-    again.go()
-    assert [row["timestamp"] for _, row in again.rows] == times
 
 
 def test_recorded_rows(accelerator: Accelerator) -> None:
@@ -254,9 +247,9 @@ def test_recorded_rows(accelerator: Accelerator) -> None:
     run.go()
     losses = {step: row["loss"] for step, row in every.numbers() if "loss" in row}
     assert [s for s, row in run.rows if "test_loss" in row] == [3, 6, 7]
-    logged = [(s, row) for s, row in run.numbers() if "loss" in row]
-    assert [s for s, _ in logged] == [2, 4, 6]
-    for step, row in logged:
+    logged = {step: row for step, row in run.numbers() if "loss" in row}
+    assert list(logged) == [2, 4, 6]
+    for step, row in logged.items():
         assert set(row) == {"loss", "size", "gradient_norm"}
         # a sum of two float32 numbers: one rounding
         mean = (losses[step - 1] + losses[step]) / 2
@@ -331,13 +324,12 @@ def test_learning_rate_is_used(accelerator: Accelerator) -> None:
     """
     linear = nn.Linear(3, 1, bias=False)
     before = linear.weight.detach().clone()
-    run = Run(
-        accelerator,
-        module=linear,
-        objective=lambda m, x, g: {"loss": m(torch.ones_like(x))[:, 0]},  # gradient 1
-        changes={"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0},
-    )
-    run.go()
+    changes = {"steps": 1, "warmup": 5, "learning_rate": 0.5, "clip": 10.0}
+
+    def objective(module: nn.Module, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": module(torch.ones_like(x))[:, 0]}  # gradient 1
+
+    Run(accelerator, module=linear, objective=objective, changes=changes).go()
     moved = before - linear.weight.detach()
     # eps is 1e-8 beside a gradient of 1; rounding of weights below 1 to 2^-24
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-6, atol=2**-22)
@@ -349,14 +341,12 @@ def test_clipping(accelerator: Accelerator, scale: float) -> None:
 
     Adam's first moment after one step is a tenth of the gradient that it was given.
     """
-    direction = torch.tensor([[3.0, 4.0]])
+    direction, module = torch.tensor([[3.0, 4.0]]), nn.Linear(2, 1, bias=False)
     run = Run(
-        accelerator,
-        module=nn.Linear(2, 1, bias=False),
-        batches=lambda step: direction,
+        accelerator, module=module, batches=lambda step: direction,
         objective=lambda m, x, g: {"loss": scale * m(x)[:, 0]},
         changes={"steps": 1, "clip": 2.0, "log_every": 1},
-    )
+    )  # fmt: skip
     run.go()
     given = 10 * run.state.saved["optimizer"]["state"][0]["exp_avg"]
     # torch divides by norm + 1e-6; the rest is float32 rounding
@@ -370,9 +360,9 @@ def test_bad_step_is_skipped(accelerator: Accelerator) -> None:
 
     A skipped step is one that leaves no trace: runs ending before and with it are equal.
     """
-    short = Run(accelerator, changes={"schedule": "constant", "steps": 4})
-    changes = {"schedule": "constant", "steps": 5}
-    long = Run(accelerator, changes=changes, objective=failing(4, 5))
+    constant = {"schedule": "constant"}
+    short = Run(accelerator, changes=constant | {"steps": 4})
+    long = Run(accelerator, changes=constant | {"steps": 5}, objective=failing(4, 5))
     assert_same(long.go().state_dict(), short.go().state_dict())
     for part in ("module", "optimizer", "averaged"):
         assert_same(long.state.saved[part], short.state.saved[part])
@@ -399,8 +389,7 @@ def test_bad_steps_must_be_in_a_row(
 ) -> None:
     """Catches a counter that is never set back."""
     monkeypatch.setattr(training, "MAX_SKIPPED", 2)
-    alternating = usual(factor=lambda call: math.nan if call % 2 else 1.0)
-    Run(accelerator, objective=alternating).go()
+    Run(accelerator, objective=usual(factor=lambda call: math.nan if call % 2 else 1.0)).go()
 
 
 def test_infinite_loss_with_a_finite_gradient_is_a_bad_step(accelerator: Accelerator) -> None:
@@ -449,6 +438,14 @@ def test_randomness_follows_from_the_seed(accelerator: Accelerator) -> None:
     assert not torch.equal(results[0]["0.weight"], results[2]["0.weight"])
 
 
+def test_global_randomness_is_left_alone(accelerator: Accelerator) -> None:
+    """Catches a training stage that changes what the caller draws afterwards."""
+    before = torch.get_rng_state()
+    with global_seed(1, "test"):
+        Run(accelerator).go()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_every_step_has_its_own_randomness(accelerator: Accelerator) -> None:
     """Catches the same units dropped, or the same noise and times drawn, in every step."""
     drawn = set()
@@ -458,14 +455,6 @@ def test_every_step_has_its_own_randomness(accelerator: Accelerator) -> None:
 
     Run(accelerator, objective=usual(before=draw)).go()
     assert len(drawn) == 2 * STEPS
-
-
-def test_global_randomness_is_left_alone(accelerator: Accelerator) -> None:
-    """Catches a training stage that changes what the caller draws afterwards."""
-    before = torch.get_rng_state()
-    with global_seed(1, "test"):
-        Run(accelerator).go()
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bf16(accelerator: Accelerator) -> None:
