@@ -54,6 +54,14 @@ def mean_over_times(sde: SDE, function: Callable[[Tensor], Tensor], time: str) -
     return level / (largest - smallest)
 
 
+def quantile_of(sde: SDE, t: Tensor, time: str) -> Tensor:
+    """Where times lie in the distribution that ``time`` names, from 0 to 1."""
+    if time == "uniform":
+        return (t - sde.t_min) / (1 - sde.t_min)
+    largest, smallest = log_snr_range(sde)
+    return (largest - sde.log_snr(t)) / (largest - smallest)
+
+
 def signal_share(sde: SDE, t: Tensor, variance: Tensor) -> Tensor:
     """Σ_i α² V_i/(α² V_i + σ²): E‖ε − ε̂‖² of the exact prediction for data of variance V."""
     signal = torch.exp(sde.log_snr(t))[:, None] * variance
@@ -84,11 +92,7 @@ def test_times_are_stratified_quantiles_of_their_density(sde: SDE, time: str) ->
     t = draw_times(sde, torch.zeros(64, 2).double(), seeded(0), time).t
     assert t.shape == (64,)
     assert torch.all((t >= sde.t_min) & (t <= 1))
-    quantile = (t - sde.t_min) / (1 - sde.t_min)
-    if time == "log_snr":
-        largest, smallest = log_snr_range(sde)
-        quantile = (largest - sde.log_snr(t)) / (largest - smallest)
-    strata = 64 * quantile - torch.arange(64)
+    strata = 64 * quantile_of(sde, t, time) - torch.arange(64)
     # Rounding of λ and of its inverse, 64 times.
     torch.testing.assert_close(strata, strata[:1].expand(64), rtol=0, atol=1e-10)
     assert 0 <= strata[0] < 1
@@ -97,14 +101,10 @@ def test_times_are_stratified_quantiles_of_their_density(sde: SDE, time: str) ->
 @pytest.mark.parametrize("time", DISTRIBUTIONS)
 def test_the_offset_of_the_strata_is_uniform(sde: SDE, time: str) -> None:
     """Strata that never move, such as their middles: the estimate would be biased."""
-    generator, n = seeded(0), 2000
-    like = torch.zeros(1, 2).double()
+    generator, n, like = seeded(0), 2000, torch.zeros(1, 2).double()
     t = torch.cat([draw_times(sde, like, generator, time).t for _ in range(n)])
-    largest, smallest = log_snr_range(sde)
-    uniform = (t - sde.t_min) / (1 - sde.t_min)
-    level = (largest - sde.log_snr(t)) / (largest - smallest)
-    quantile = uniform if time == "uniform" else level
-    gap = (quantile.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
+    quantile = quantile_of(sde, t, time).sort().values
+    gap = (quantile - (torch.arange(n) + 0.5) / n).abs().max()
     # Kolmogorov–Smirnov: P(√n D > 2.6) = 2 exp(−2 · 2.6²) = 3e-6, the level of five deviations.
     assert gap < 2.6 / math.sqrt(n) + 0.5 / n
 
@@ -136,7 +136,9 @@ def test_weights_in_noise_space(sde: SDE) -> None:
 # --- prior -----------------------------------------------------------------------------------
 
 
-def prior_losses(oracle: LinearGaussian, time: str, factor: float, shift: float) -> Tensor:
+def prior_losses(
+    oracle: LinearGaussian, time: str, factor: float = 1.0, shift: float = 0.0
+) -> Tensor:
     """Losses of the exact noise prediction, scaled and shifted; always the same randomness."""
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -151,22 +153,17 @@ def prior_losses(oracle: LinearGaussian, time: str, factor: float, shift: float)
 
 
 @pytest.mark.parametrize("time", DISTRIBUTIONS)
-def test_prior_loss_has_its_exact_value_at_the_true_score(sde: SDE, time: str) -> None:
-    """A lost ½, a mean over pixels, a weight too many, or times of another distribution."""
+def test_the_prior_loss_is_exact_and_least_at_the_true_score(sde: SDE, time: str) -> None:
+    """A lost ½, a mean over pixels, a weight too many, or times of another distribution.
+
+    And a target that is not the noise in x_t: its minimiser would not be the score.
+    """
     oracle = skewed(sde)
+    best = prior_losses(oracle, time)
     expected = mean_over_times(sde, lambda t: signal_share(sde, t, oracle.S), time)
-    assert_mean(prior_losses(oracle, time, 1.0, 0.0), 0.5 * expected)
-
-
-@pytest.mark.parametrize("time", DISTRIBUTIONS)
-@pytest.mark.parametrize(("factor", "shift"), [(0.95, 0.0), (1.05, 0.0), (1.0, 0.05)])
-def test_the_true_score_minimises_the_prior_loss(
-    sde: SDE, time: str, factor: float, shift: float
-) -> None:
-    """A target that is not the noise in x_t: its minimiser would not be the score."""
-    oracle = skewed(sde)
-    best = prior_losses(oracle, time, 1.0, 0.0)
-    assert_lower(best, prior_losses(oracle, time, factor, shift))
+    assert_mean(best, 0.5 * expected)
+    for factor, shift in ((0.95, 0.0), (1.05, 0.0), (1.0, 0.05)):
+        assert_lower(best, prior_losses(oracle, time, factor, shift))
 
 
 # --- VAE -------------------------------------------------------------------------------------
@@ -217,10 +214,11 @@ class Skewed:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> DiagonalGaussian:
         """The oracle's Gaussian; at t > 0 with another mean and variance."""
-        exact, wrong = self.oracle.encode(x_t, t), (t.reshape(-1, 1) > 0).double()
-        return DiagonalGaussian(
-            exact.mean + self.shift * wrong, exact.log_variance + self.log_factor * wrong
-        )
+        (mean, log_variance), wrong = self.oracle.encode(x_t, t), (t.reshape(-1, 1) > 0).double()
+        return DiagonalGaussian(mean + self.shift * wrong, log_variance + self.log_factor * wrong)
+
+
+SKEWS = [(0.1, 0.0), (0.0, 0.2), (0.0, -0.2)]  # shift and log_factor that must cost something
 
 
 def encoder_objective_of(
@@ -228,13 +226,9 @@ def encoder_objective_of(
 ) -> Objective:
     """The encoder's objective beside a prior, the exact one if none."""
     settings = {"weighting": "likelihood", "time": "log_snr", "log_determinant": "full"}
-    return EncoderObjective(
-        ObjectiveConfig(**settings | changes),
-        sde=oracle.sde,
-        prior=prior or oracle.prior_score,
-        beta=beta,
-        latent=len(oracle.m),
-    )
+    settings, given = ObjectiveConfig(**settings | changes), {"sde": oracle.sde, "beta": beta}
+    prior = prior or oracle.prior_score
+    return EncoderObjective(settings, prior=prior, latent=len(oracle.m), **given)
 
 
 def encoder_losses(oracle: LinearGaussian, encoder=None, **changes) -> dict[str, Tensor]:
@@ -276,7 +270,7 @@ def test_times_of_either_distribution_estimate_one_integral(sde: SDE, weighting:
     assert (uniform.mean() - level.mean()).abs() <= allowed
 
 
-@pytest.mark.parametrize(("shift", "log_factor"), [(0.1, 0.0), (0.0, 0.2), (0.0, -0.2)])
+@pytest.mark.parametrize(("shift", "log_factor"), SKEWS)
 def test_the_true_posterior_minimises_the_diffusion_term(
     sde: SDE, shift: float, log_factor: float
 ) -> None:
@@ -351,7 +345,7 @@ class Shifted(torch.nn.Module):
         return DiagonalGaussian(exact.mean + shift, exact.log_variance)
 
 
-def small_loss(encoder: Shifted, prior) -> Tensor:
+def small_loss(encoder: Shifted, prior=None) -> Tensor:
     objective = encoder_objective_of(encoder.oracle, prior, beta=0.0)
     losses = losses_of(objective, encoder, encoder.oracle.sample_data(6, seeded(0)))
     return losses["loss"].sum()
@@ -363,16 +357,15 @@ def test_gradients_of_the_encoder_loss_are_its_derivatives(sde: SDE, name: str) 
 
     Shifts enter the loss as a quadratic, whose central difference is exact up to rounding.
     """
-    oracle = skewed(sde)
-    encoder = Shifted(oracle)
-    small_loss(encoder, oracle.prior_score).backward()
+    encoder = Shifted(skewed(sde))
+    small_loss(encoder).backward()
     weight = getattr(encoder, name)
     for i in range(3):
         values = []
         for step in (0.5, -0.5):
             with torch.no_grad():
                 weight[i] += step
-                values.append(small_loss(encoder, oracle.prior_score))
+                values.append(small_loss(encoder))
                 weight[i] -= step
         difference = (values[0] - values[1]).detach()
         torch.testing.assert_close(weight.grad[i], difference, rtol=1e-8, atol=1e-8)
@@ -381,9 +374,7 @@ def test_gradients_of_the_encoder_loss_are_its_derivatives(sde: SDE, name: str) 
 
 def test_the_prior_is_a_constant(sde: SDE) -> None:
     """The frozen prior trained along with the encoder, or its graph kept in memory."""
-    oracle = skewed(sde)
-    weight = torch.nn.Parameter(scalar(1.0))
-    modes = []
+    oracle, weight, modes = skewed(sde), torch.nn.Parameter(scalar(1.0)), []
 
     def prior(x_t: Tensor, t: Tensor) -> Tensor:
         modes.append(torch.is_grad_enabled())
@@ -401,42 +392,28 @@ def test_the_parity_option_reaches_the_loss(sde: SDE) -> None:
     def wavy(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(x_t, torch.sin(x_t))
 
-    x_0 = oracle.sample_data(6, seeded(0))
-    objectives = (
-        encoder_objective_of(
-            oracle, beta=0.0, weighting="simple", time="uniform", log_determinant=option
-        )
+    full, dropped = (
+        losses_of(encoder_objective_of(oracle, log_determinant=option), wavy, normal((6, 3), 0))
         for option in ("full", "dropped")
     )
-    full, dropped = (losses_of(objective, wavy, x_0)["loss"] for objective in objectives)
-    assert not torch.allclose(full, dropped)
+    assert not torch.allclose(full["diffusion"], dropped["diffusion"])
 
 
 # --- warm start ------------------------------------------------------------------------------
 
 
-def warm_start_of(
-    sde: SDE, teacher, *, clean_share: float, variance_scale: float = 1.0
-) -> Objective:
+def warm_start_of(sde: SDE, teacher, **changes: float) -> Objective:
     """The warm start's objective beside a teacher."""
-    settings = tiny_config().selected.encoder.warm_start.model_copy(
-        update={"clean_share": clean_share, "variance_scale": variance_scale}
-    )
+    settings = tiny_config().selected.encoder.warm_start.model_copy(update=changes)
     return WarmStartObjective(settings, sde=sde, teacher=Network(teacher))
 
 
 def warm_losses(
-    oracle: LinearGaussian,
-    encoder,
-    clean_share: float,
-    *,
-    variance_scale: float = 1.0,
-    count: int = COUNT,
+    oracle: LinearGaussian, encoder, clean_share: float, variance_scale: float, count: int = COUNT
 ) -> Tensor:
     """Losses of an encoder whose teacher is the oracle; the same randomness always."""
-    objective = warm_start_of(
-        oracle.sde, oracle.encode, clean_share=clean_share, variance_scale=variance_scale
-    )
+    shares = {"clean_share": clean_share, "variance_scale": variance_scale}
+    objective = warm_start_of(oracle.sde, oracle.encode, **shares)
     return losses_of(objective, encoder, oracle.sample_data(count, seeded(0)))["loss"]
 
 
@@ -449,7 +426,7 @@ def test_warm_start_is_zero_where_encoder_and_teacher_agree(sde: SDE) -> None:
     """Clean rows perturbed after all (VE's σ_0 is not zero), or given a time other than 0."""
     # The largest number torch.rand draws is 1 − 2⁻²⁴: every row is clean.
     oracle = skewed(sde)
-    losses = warm_losses(oracle, oracle.encode, 1 - 2**-25, count=50)
+    losses = warm_losses(oracle, oracle.encode, 1 - 2**-25, 1.0, count=50)
     assert torch.equal(losses, torch.zeros(50).double())
 
 
@@ -470,11 +447,10 @@ def test_warm_start_has_its_exact_value_at_the_true_posterior(
         return 0.5 * (log_variance - exact.Γ.log()).sum(1)
 
     expected = (1 - clean_share) * mean_over_times(sde, gained, "log_snr")
-    losses = warm_losses(oracle, exact.encode, clean_share, variance_scale=variance_scale)
-    assert_mean(losses, expected)
+    assert_mean(warm_losses(oracle, exact.encode, clean_share, variance_scale), expected)
 
 
-@pytest.mark.parametrize(("shift", "log_factor"), [(0.1, 0.0), (0.0, 0.2), (0.0, -0.2)])
+@pytest.mark.parametrize(("shift", "log_factor"), SKEWS)
 @pytest.mark.parametrize("variance_scale", [1.0, 0.1])
 def test_the_true_posterior_minimises_the_warm_start(
     sde: SDE, shift: float, log_factor: float, variance_scale: float
@@ -483,7 +459,7 @@ def test_the_true_posterior_minimises_the_warm_start(
     oracle = skewed(sde)
     exact = pupil(oracle, variance_scale)
     best, worse = (
-        warm_losses(oracle, encoder, 0.25, variance_scale=variance_scale)
+        warm_losses(oracle, encoder, 0.25, variance_scale)
         for encoder in (exact.encode, Skewed(exact, shift, log_factor))
     )
     assert_lower(best, worse)
@@ -493,7 +469,7 @@ def test_the_teacher_is_a_constant(sde: SDE) -> None:
     """The VAE trained along with its pupil."""
     oracle = skewed(sde)
     encoder, teacher = Shifted(oracle), Shifted(oracle)
-    objective = warm_start_of(sde, teacher, clean_share=0.5)
+    objective = warm_start_of(sde, teacher, clean_share=0.5, variance_scale=1.0)
     losses = losses_of(objective, encoder, oracle.sample_data(8, seeded(0)))
     losses["loss"].sum().backward()
     assert encoder.noisy.grad.abs().min() > 0
@@ -527,34 +503,24 @@ OBJECTIVES = ("prior", "vae", "encoder", "warm start")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_loss_is_a_pure_function_of_its_draw(sde: SDE, name: str) -> None:
-    """Catches a loss that draws after all: compiled, its noise would not be the seed's."""
+def test_an_objective_is_its_draw_and_a_pure_function_of_it(sde: SDE, name: str) -> None:
+    """Catches a loss that draws after all: compiled, its noise would not be the seed's.
+
+    And a call that evaluates the loss on other noise than it has drawn.
+    """
     oracle = skewed(sde)
     objective, module = every_objective(oracle)[name]
-    x_0 = oracle.sample_data(5, seeded(0))
-    generator = seeded(1)
+    x_0, generator, calling = oracle.sample_data(5, seeded(0)), seeded(1), seeded(1)
     draw = objective.draw(x_0, generator)
-    states = generator.get_state(), torch.get_rng_state()
+    drawn, untouched = generator.get_state(), torch.get_rng_state()
     first, second = (objective.loss(module, x_0, draw) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert torch.equal(generator.get_state(), states[0])
-    assert torch.equal(torch.get_rng_state(), states[1])
+    torch.testing.assert_close(objective(module, x_0, calling), first, rtol=0, atol=0)
+    assert torch.equal(generator.get_state(), drawn)
+    assert torch.equal(calling.get_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), untouched)
     other = objective.loss(module, x_0, objective.draw(x_0, generator))
     assert not torch.equal(other["loss"], first["loss"])
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_objective_is_its_draw_and_its_loss(sde: SDE, name: str) -> None:
-    """Catches a call that evaluates the loss on other noise than it has drawn."""
-    oracle = skewed(sde)
-    objective, module = every_objective(oracle)[name]
-    x_0 = oracle.sample_data(5, seeded(0))
-    generator = seeded(1)
-    called = objective(module, x_0, generator)
-    torch.testing.assert_close(called, losses_of(objective, module, x_0), rtol=0, atol=0)
-    drawn = seeded(1)
-    objective.draw(x_0, drawn)
-    assert torch.equal(generator.get_state(), drawn.get_state())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
