@@ -1,7 +1,7 @@
 """Grids and solvers. For Gaussian data every step is affine, so moments need no Monte Carlo."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import numpy as np
@@ -16,6 +16,7 @@ from scorevae.sampling import (
     GRIDS,
     SAMPLERS,
     DPMSolverPP2M,
+    Step,
     ddim,
     draw_in_batches,
     euler_maruyama,
@@ -51,8 +52,21 @@ def no_noise(x: Tensor) -> Tensor:
 
 
 def seeded_noise(seed: int) -> Callable[[Tensor], Tensor]:
-    generator = seeded(seed)
+    return noise_of(seeded(seed))
+
+
+def noise_of(generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def watched(score: ScoreFn, seen: list[float]) -> ScoreFn:
+    """A score that tells the times it is asked at."""
+
+    def asked(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append(t.item())
+        return score(x_t, t)
+
+    return asked
 
 
 def affine(
@@ -117,9 +131,33 @@ def scalar_data(sde: SDE) -> LinearGaussian:
     return LinearGaussian(sde, *(vector(value) for value in (0.7, 1.0, 1.0, 1.0)))
 
 
-def marginal_moments(oracle: LinearGaussian, t: float) -> tuple[Tensor, Tensor]:
-    alpha, sigma = oracle.sde.marginal(scalar(t))
-    return alpha * oracle.m, alpha**2 * oracle.S + sigma**2
+def score_of_point(sde: SDE, x_0: Tensor) -> ScoreFn:
+    """The score of a single image."""
+
+    def score(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = sde.marginal(t)
+        return (alpha * x_0 - x_t) / sigma**2
+
+    return score
+
+
+def end_moments(oracle: LinearGaussian) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mean and variance of p_1, then those of p_ε."""
+    for t in (1.0, oracle.sde.t_min):
+        alpha, sigma = oracle.sde.marginal(scalar(t))
+        yield alpha * oracle.m, alpha**2 * oracle.S + sigma**2
+
+
+def affine_solver(
+    score: ScoreFn, sde: SDE, times: Tensor, step: Step, *, dim: int = 1, draws: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The affine map that a solver is on a grid; one that draws nothing must not ask for noise."""
+
+    def run(x: Tensor, noise: Callable) -> Tensor:
+        noise = noise if draws else no_noise
+        return integrate(score, sde, x, times, step=step, noise=noise)
+
+    return affine(run, dim, draws)
 
 
 def slope_of(errors: list[float]) -> float:
@@ -146,22 +184,15 @@ def test_ode_solvers_have_their_order(sde: SDE, solver, grid, order: int) -> Non
     Orders differ by one; the slope over 64 … 256 steps deviates by the next order, below 0.03.
     """
     oracle = scalar_data(sde)
-    (mean_1, variance_1), (mean_0, variance_0) = (
-        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
-    )
+    (mean_1, variance_1), (mean_0, variance_0) = end_moments(oracle)
     exact_slope = torch.sqrt(variance_0 / variance_1)
     exact_intercept = mean_0 - exact_slope * mean_1
     errors = []
     for steps in SIZES:
-        times, step = grid(sde, steps), solver()
-
-        def run(x: Tensor, noise, times=times, step=step) -> Tensor:
-            return integrate(oracle.prior_score, sde, x, times, step=step, noise=no_noise)
-
-        intercept, slope, _ = affine(run, 1, 0)
-        errors.append(((intercept - exact_intercept).abs() / mean_0).item())
-        errors.append(((slope - exact_slope).abs() / exact_slope).item())
-    for error in (errors[0::2], errors[1::2]):
+        intercept, slope, _ = affine_solver(oracle.prior_score, sde, grid(sde, steps), solver())
+        of_intercept = (intercept - exact_intercept).abs() / mean_0
+        errors.append((of_intercept.item(), ((slope - exact_slope).abs() / exact_slope).item()))
+    for error in zip(*errors, strict=True):
         assert slope_of(error) == pytest.approx(order, abs=0.1)
 
 
@@ -173,26 +204,19 @@ def test_euler_maruyama_has_order_one_in_mean_and_variance(sde: SDE) -> None:
     g² ∝ σ² is 1e-3 h, far below the second order here.
     """
     oracle = scalar_data(sde)
-    (mean_1, variance_1), (mean_0, variance_0) = (
-        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
-    )
+    (mean_1, variance_1), (mean_0, variance_0) = end_moments(oracle)
     mean_errors, variance_errors = [], []
     for steps in SIZES:
-        times = uniform_grid(sde, steps)
-
-        def run(x: Tensor, noise, times=times) -> Tensor:
-            score = oracle.prior_score
-            return integrate(score, sde, x, times, step=euler_maruyama, noise=noise)
-
-        intercept, slope, noise = affine(run, 1, steps)
+        solver = oracle.prior_score, sde, uniform_grid(sde, steps), euler_maruyama
+        intercept, slope, noise = affine_solver(*solver, draws=steps)
         mean_errors.append((intercept + slope * mean_1 - mean_0).abs().item())
         variance_errors.append((slope**2 * variance_1 + noise - variance_0).abs().item())
-    if isinstance(sde, VESDE):
+    exact = isinstance(sde, VESDE)
+    assert slope_of(variance_errors) == pytest.approx(2 if exact else 1, abs=0.1)
+    if exact:
         assert max(mean_errors) < 1e-13
-        assert slope_of(variance_errors) == pytest.approx(2, abs=0.1)
     else:
         assert slope_of(mean_errors) == pytest.approx(1, abs=0.1)
-        assert slope_of(variance_errors) == pytest.approx(1, abs=0.1)
 
 
 def test_sde_dpm_solver_has_order_two_in_the_variance(sde: SDE) -> None:
@@ -204,20 +228,14 @@ def test_sde_dpm_solver_has_order_two_in_the_variance(sde: SDE) -> None:
     order; the extrapolation of the next step adds just that.
     """
     oracle = scalar_data(sde)
-    (mean_1, variance_1), (mean_0, variance_0) = (
-        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
-    )
+    (mean_1, variance_1), (mean_0, variance_0) = end_moments(oracle)
     alpha_1, alpha_0 = (sde.marginal(scalar(t)).alpha for t in (1.0, sde.t_min))
     exact_slope = alpha_1 / alpha_0 * variance_0 / variance_1
     exact_intercept = mean_0 - exact_slope * mean_1
     errors = []
     for steps in SIZES:
-        times, step = log_snr_grid(sde, steps), DPMSolverPP2M(stochastic=True)
-
-        def run(x: Tensor, noise, times=times, step=step) -> Tensor:
-            return integrate(oracle.prior_score, sde, x, times, step=step, noise=noise)
-
-        intercept, slope, noise = affine(run, 1, steps)
+        solver = oracle.prior_score, sde, log_snr_grid(sde, steps), DPMSolverPP2M(stochastic=True)
+        intercept, slope, noise = affine_solver(*solver, draws=steps)
         # float64: some roundings in each of 256 steps; VP divides by α_1 = 0.007 in the first.
         torch.testing.assert_close(intercept, exact_intercept, rtol=0, atol=1e-12)
         torch.testing.assert_close(slope, exact_slope, rtol=0, atol=1e-12)
@@ -232,16 +250,9 @@ def test_sde_dpm_solver_is_exact_for_a_single_image(sde: SDE, grid, steps: int) 
 
     For one data point x̂_0 is constant, and x_s follows N(α_s x_0, σ_s²) wherever x_t did.
     """
-    x_0, times = vector(0.7, -2.0), grid(sde, steps)
-
-    def score(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = sde.marginal(t)
-        return (alpha * x_0 - x_t) / sigma**2
-
-    solver = DPMSolverPP2M(stochastic=True)
-    intercept, slope, noise = affine(
-        lambda x, draw: integrate(score, sde, x, times, step=solver, noise=draw), 2, steps
-    )
+    x_0, times, solver = vector(0.7, -2.0), grid(sde, steps), DPMSolverPP2M(stochastic=True)
+    score = score_of_point(sde, x_0)
+    intercept, slope, noise = affine_solver(score, sde, times, solver, dim=2, draws=steps)
     (alpha_1, sigma_1), (alpha, sigma) = (sde.marginal(t) for t in (times[0], times[-1]))
     # VP: x̂_0 = (x + σ² s)/α divides by α_1 = 0.007, which costs two digits.
     tolerance = {"rtol": 1e-11, "atol": 1e-11}
@@ -311,14 +322,9 @@ def test_sde_step_to_a_clean_image_is_its_estimate() -> None:
 def test_ode_solvers_are_exact_for_a_single_image(sde: SDE, sampler: str) -> None:
     """For one data point ε̂ and x̂_0 are constant along the flow: any step size must do."""
     x_0, noise = normal((4, 3), 0), normal((4, 3), 1)
-
-    def score(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = sde.marginal(t)
-        return (alpha * x_0 - x_t) / sigma**2
-
     x_1, expected = (perturb(sde, x_0, scalar(t), noise) for t in (1.0, sde.t_min))
     step, times = make_step(settings_of(sampler, 4)), uniform_grid(sde, 3)
-    x = integrate(score, sde, x_1, times, step=step, noise=no_noise)
+    x = integrate(score_of_point(sde, x_0), sde, x_1, times, step=step, noise=no_noise)
     # σ_t/α_t runs over at most four decades: rounding grows by about as much.
     torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
 
@@ -362,9 +368,7 @@ def test_encoding_and_decoding_return_the_image(sde: SDE) -> None:
     The encoding converges to the closed flow with order 2, the round trip at least as fast.
     """
     oracle = scalar_data(sde)
-    (mean_1, variance_1), (mean_0, variance_0) = (
-        marginal_moments(oracle, t) for t in (1.0, sde.t_min)
-    )
+    (mean_1, variance_1), (mean_0, variance_0) = end_moments(oracle)
     x = vector(-1.0, 0.3, 2.0)[:, None]
     exact = mean_1 + torch.sqrt(variance_1 / variance_0) * (x - mean_0)
     encoding, round_trip = [], []
@@ -410,11 +414,9 @@ def discrete_moments(oracle: LinearGaussian, sampler: str, steps: int) -> tuple[
     """Mean and variance that ``generate`` gives with these steps, from its affine map."""
     draws = steps - 1 if sampler in SDE_SAMPLERS else 0
     score, settings = posterior(oracle, 2 + draws), settings_of(sampler, steps)
-
-    def run(x: Tensor, noise) -> Tensor:
-        return generate(score, oracle.sde, x, settings, noise=noise)
-
-    intercept, slope, noise = affine(run, 2, draws)
+    intercept, slope, noise = affine(
+        lambda x, noise: generate(score, oracle.sde, x, settings, noise=noise), 2, draws
+    )
     return intercept, slope**2 * oracle.sde.terminal_std**2 + noise
 
 
@@ -468,28 +470,21 @@ def test_generation_converges_to_the_posterior(sde: SDE, sampler: str) -> None:
     assert torch.all((fine[1] - variance).abs() <= allowed_variance + 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "stochastic"), [("dpm_solver_pp", False), ("sde_dpm_solver_pp", True)]
-)
-def test_both_multistep_solvers_can_be_chosen(sampler: str, stochastic: bool) -> None:
+@pytest.mark.parametrize("name", ["dpm_solver_pp", "sde_dpm_solver_pp"])
+def test_both_multistep_solvers_can_be_chosen(name: str) -> None:
     """Names exchanged: the one that draws noise is the one that says so."""
     oracle, x = standardised(VESDE(0.01, 50.0, t_min=1e-3)), normal((4, 2), 0)
     ends = oracle.prior_score, oracle.sde, x, scalar(0.8), scalar(0.5), torch.ones_like
-    chosen, expected = make_step(settings_of(sampler, 4)), DPMSolverPP2M(stochastic=stochastic)
-    assert torch.equal(chosen(*ends), expected(*ends))
+    expected = DPMSolverPP2M(stochastic=name.startswith("sde"))(*ends)
+    assert torch.equal(make_step(settings_of(name, 4))(*ends), expected)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_network_evaluations_are_counted_right(sde: SDE, sampler: str, steps: int) -> None:
     """A budget reported that is not the one spent, or an evaluation off the grid."""
-    oracle, seen = standardised(sde), []
-
-    def score(x_t: Tensor, t: Tensor) -> Tensor:
-        seen.append(t.item())
-        return oracle.prior_score(x_t, t)
-
-    settings = settings_of(sampler, steps)
+    settings, seen = settings_of(sampler, steps), []
+    score = watched(standardised(sde).prior_score, seen)
     generate(score, sde, normal((3, 2), 0), settings, noise=torch.randn_like)
     assert len(seen) == network_evaluations(settings)
     grid = [1.0] if steps == 1 else log_snr_grid(sde, steps - 1).tolist()
@@ -508,9 +503,8 @@ def test_steps_use_a_budget_up(sampler: str) -> None:
 
 def test_one_step_is_the_posterior_mean_of_pure_noise(sde: SDE) -> None:
     """A last step that adds noise, or divides by the wrong α."""
-    oracle, x_1 = standardised(sde), sde.terminal_std * normal((5, 2), 0)
+    oracle, x_1, t = standardised(sde), sde.terminal_std * normal((5, 2), 0), scalar(1.0)
     x_0 = generate(oracle.prior_score, sde, x_1, settings_of("ddim", 1), noise=no_noise)
-    t = scalar(1.0)
     expected = score_to_denoised(sde, oracle.prior_score(x_1, t), x_1, t)
     torch.testing.assert_close(x_0, expected, rtol=1e-12, atol=1e-12)
     alpha, sigma = sde.marginal(t)
@@ -525,11 +519,7 @@ def test_generation_builds_no_graph_and_keeps_its_input(sde: SDE, sampler: str) 
     weight = torch.nn.Parameter(torch.tensor(1.0))
     x_1 = normal((3, 2), 0).float().requires_grad_()
     before = x_1.detach().clone()
-
-    def score(x_t: Tensor, t: Tensor) -> Tensor:
-        return -weight * x_t
-
-    x_0 = generate(score, sde, x_1, settings_of(sampler, 3))
+    x_0 = generate(lambda x_t, t: -weight * x_t, sde, x_1, settings_of(sampler, 3))
     assert not x_0.requires_grad
     assert x_0.dtype == torch.float32
     assert torch.equal(x_1, before)
@@ -540,25 +530,15 @@ def test_generation_builds_no_graph_and_keeps_its_input(sde: SDE, sampler: str) 
 def test_trajectories_do_not_influence_one_another(sde: SDE, sampler: str) -> None:
     """A multistep solver that remembers the trajectory before."""
     oracle, x_1 = standardised(sde), sde.terminal_std * normal((3, 2), 0)
-
-    def draw() -> Tensor:
-        settings = settings_of(sampler, 5)
-        return generate(oracle.prior_score, sde, x_1, settings, noise=seeded_noise(1))
-
-    assert torch.equal(draw(), draw())
+    ends, settings = (oracle.prior_score, sde, x_1), settings_of(sampler, 5)
+    assert torch.equal(*(generate(*ends, settings, noise=seeded_noise(1)) for _ in range(2)))
 
 
-@pytest.mark.parametrize("name", ["uniform", "log_snr", "karras"])
+@pytest.mark.parametrize("name", GRIDS)
 def test_settings_choose_the_grid(sde: SDE, name: str) -> None:
     """A grid that is configured and ignored."""
-    seen = []
-
-    def score(x_t: Tensor, t: Tensor) -> Tensor:
-        seen.append(t.item())
-        return -x_t
-
-    settings = settings_of("ddim", 6).model_copy(update={"grid": name})
-    generate(score, sde, normal((1, 2), 0), settings)
+    settings, seen = settings_of("ddim", 6).model_copy(update={"grid": name}), []
+    generate(watched(lambda x_t, t: -x_t, seen), sde, normal((1, 2), 0), settings)
     grids = {"uniform": uniform_grid, "log_snr": log_snr_grid, "karras": karras_grid}
     assert seen == grids[name](sde, 5).tolist()
 
@@ -579,30 +559,23 @@ class Kept:
         self.batches[rows.start, rows.stop] = values
 
 
-Z = normal((7, 2), 3)
+Z, STOCHASTIC = normal((7, 2), 3), settings_of("sde_dpm_solver_pp", 4)
 
 
 def in_batches(sde: SDE, **changes) -> Tensor:
     """Seven draws from p(x|z), a stochastic sampler, at most three at a time."""
-    posterior = standardised(sde).posterior
+    posterior, x_1 = standardised(sde).posterior, normal((7, 2), 4)
     settings = {"device": torch.device("cpu"), "batch": 3, "seed": 5} | changes
-    x_1, sampling = normal((7, 2), 4), settings_of("sde_dpm_solver_pp", 4)
-    return draw_in_batches(lambda rows: posterior.score(Z[rows]), sde, x_1, sampling, **settings)
+    return draw_in_batches(lambda rows: posterior.score(Z[rows]), sde, x_1, STOCHASTIC, **settings)
 
 
 def test_batches_are_generated_from_their_first_row(sde: SDE) -> None:
     """Catches noise, starts or latents of other rows, and x_1 without its deviation."""
-    parts = []
+    starts, parts = sde.terminal_std * normal((7, 2), 4), []
     for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
-        generator = make_generator("cpu", 5, "sampler", rows.start)
-        start = sde.terminal_std * normal((7, 2), 4)[rows]
-
-        def noise(x: Tensor, generator=generator) -> Tensor:
-            return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
+        noise = noise_of(make_generator("cpu", 5, "sampler", rows.start))
         score = standardised(sde).posterior.score(Z[rows])
-        settings = settings_of("sde_dpm_solver_pp", 4)
-        parts.append(generate(score, sde, start, settings, noise=noise))
+        parts.append(generate(score, sde, starts[rows], STOCHASTIC, noise=noise))
     assert torch.equal(in_batches(sde), torch.cat(parts))
 
 
@@ -612,19 +585,12 @@ def test_groups_share_their_noise_and_stay_together(batch: int, ends: list[int])
 
     Two rows of one x_1 and one z differ by nothing but the sampler's noise.
     """
-    sde, done = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3), []
+    sde, x_1, done = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3), normal((1, 2), 4).expand(6, 2), []
     posterior = standardised(sde).posterior
     x_0 = draw_in_batches(
-        lambda rows: posterior.score(Z[:1].expand(rows.stop - rows.start, 2)),
-        sde,
-        normal((1, 2), 4).expand(6, 2),
-        settings_of("sde_dpm_solver_pp", 4),
-        device=torch.device("cpu"),
-        batch=batch,
-        seed=5,
-        shared=2,
-        report=done.append,
-    )
+        lambda rows: posterior.score(Z[:1].expand(rows.stop - rows.start, 2)), sde, x_1, STOCHASTIC,
+        device=torch.device("cpu"), batch=batch, seed=5, shared=2, report=done.append,
+    )  # fmt: skip
     assert done == ends
     first, second = x_0.unflatten(0, (3, 2)).unbind(1)
     assert torch.equal(first, second)
