@@ -29,9 +29,9 @@ from scorevae.networks.encoder import (
     soft_bound,
 )
 from scorevae.networks.prior import PriorUNet
-from scorevae.networks.time import TimeEmbedding, noise_level, unit_scale
+from scorevae.networks.time import TimeEmbedding, noise_level, signal_share, unit_scale
 from scorevae.networks.vae import VAE, build_decoder
-from scorevae.sde import SDE, VPSDE, LinearRate, build_sde, perturb
+from scorevae.sde import SDE, VESDE, VPSDE, LinearRate, build_sde, over, perturb
 
 # What distinguishes the networks under test; sides of feature maps are those of 8×8 images.
 KINDS = {
@@ -58,9 +58,9 @@ def encoder_of(kind: str, sde: SDE | None) -> nn.Module:
     return randomise(build_encoder(settings_of(kind), IMAGE, LATENT, sde).double(), 0)
 
 
-def unet(sde: SDE, size: int = 8) -> PriorUNet:
+def unet(sde: SDE, size: int = 8, output: str = "noise") -> PriorUNet:
     plain = {"channels": [8, 16], "blocks": 1, "attention": [4], "groups": 4, "dropout": 0.0}
-    settings = UNetConfig(**plain, output="noise")
+    settings = UNetConfig(**plain, output=output)
     return PriorUNet(ImageConfig(channels=2, size=size), settings, sde).eval()
 
 
@@ -161,12 +161,13 @@ def vae_and_copy(kind: str) -> tuple[nn.Module, nn.Module]:
     return source, target
 
 
-@pytest.mark.parametrize("kind", ["resnet", "attention", "patch"])  # linear: at t = 0 only
+@pytest.mark.parametrize("kind", ["resnet", "attention", "patch", "linear"])
 def test_copied_trunk_gives_the_vaes_means_at_every_time(kind: str) -> None:
     """Catches time that disturbs the copied weights from the start, or a layer not copied."""
     (source, target), x = vae_and_copy(kind), normal((4, 2, 8, 8), 1)
     expected = source(x, scalar(0.0)).mean
-    for t in (0.0, 0.01, 0.5, 1.0):
+    # The linear path's share of the signal is one at t = 0 only.
+    for t in (0.0,) if kind == "linear" else (0.0, 0.01, 0.5, 1.0):
         torch.testing.assert_close(target(x, scalar(t)).mean, expected, rtol=1e-10, atol=1e-10)
     assert torch.all(target(x, scalar(0.5)).log_variance.abs() < 0.1)  # its own, near one
 
@@ -222,6 +223,71 @@ def test_time_enters_the_convolutional_encoder_before_its_last_layer_only() -> N
     width = 8 * 2 * 2  # channels and pixels of the smallest feature map
     assert torch.equal(seen[0][:, :width], seen[1][:, :width])
     assert not torch.any(seen[0][:, width:] == seen[1][:, width:])
+
+
+def linear_encoder() -> nn.Module:
+    """Patches and a linear path, as that of celeba64."""
+    return build_encoder(settings_of("linear", patch=2), IMAGE, LATENT, VP).double()
+
+
+def test_mean_is_small_where_there_is_noise_only() -> None:
+    """Catches a mean that does not shrink with the signal: c(1) is 1/152 for the paper's VP."""
+    encoder, x, t = linear_encoder(), normal((3, 2, 8, 8), 0), scalar(1.0)
+    whole = encoder(x, t).mean
+    path, encoder.linear = encoder.linear, None
+    c = signal_share(VP, t)
+    assert c.item() == pytest.approx(1 / 152, rel=0.01)
+    torch.testing.assert_close(whole, c * (encoder(x, t).mean + path.map(x.flatten(1))))
+
+
+def test_linear_path_is_the_wiener_filter() -> None:
+    """Catches a path that cannot hold the exact posterior of Gaussian data.
+
+    x_0 ~ N(0, λ I), z = x_0[:3]/√λ: E[z|x_t] = α √λ/(α² λ + σ²) x_t[:3], which needs the gain
+    √λ/(α² λ + σ²) · √(α² + σ²) on W = first three pixels.
+    """
+    encoder, variance, t = linear_encoder(), 0.3, scalar(0.4)
+    alpha, sigma = VP.marginal(t)
+    gain = math.sqrt(variance) / (alpha**2 * variance + sigma**2)
+    with torch.no_grad():
+        for weight in encoder.head.parameters():
+            weight.zero_()
+        encoder.linear.map.weight.copy_(torch.eye(LATENT, 128))
+        encoder.linear.modulation.bias[:LATENT] = gain * torch.sqrt(alpha**2 + sigma**2) - 1
+    x_t = normal((2, 2, 8, 8), 0)
+    torch.testing.assert_close(encoder(x_t, t).mean, alpha * gain * x_t.flatten(1)[:, :LATENT])
+
+
+def test_decoder_adds_the_linear_map() -> None:
+    """Catches a decoder that leaves its linear path out, or reshapes it wrongly."""
+    decoder = build_decoder(settings_of("linear", patch=2), IMAGE, LATENT).double()
+    z = normal((2, LATENT), 0)
+    whole = decoder(z)
+    path, decoder.linear = decoder.linear, None
+    expected = (z @ path[0].weight.T).reshape(2, 2, 8, 8)
+    torch.testing.assert_close(whole - decoder(z), expected)
+
+
+class Velocity(nn.Module):
+    """In place of the U-Net: the true v = α' ε − σ' x_0 at unit scale."""
+
+    def __init__(self, sde: SDE, x_0: Tensor, noise: Tensor, t: Tensor) -> None:
+        super().__init__()
+        alpha, sigma = (over(part, x_0) for part in sde.marginal(t))
+        self.v = (alpha * noise - sigma * x_0) / torch.sqrt(alpha**2 + sigma**2)
+
+    def forward(self, x: Tensor, level: Tensor, return_dict: bool) -> tuple[Tensor]:
+        """The velocity, whatever is asked."""
+        return (self.v,)
+
+
+def test_velocity_gives_the_noise(sde: SDE) -> None:
+    """Catches a sign or a scale in ε = σ x + α v: exact to rounding for the true v."""
+    x_0, noise, t = normal((4, 2, 8, 8), 0), normal((4, 2, 8, 8), 1), vector(1e-3, 0.2, 0.7, 1.0)
+    network = unet(sde, output="velocity")
+    network.unet = Velocity(sde, x_0, noise, t)
+    predicted = network(perturb(sde, x_0, t, noise), t)
+    torch.testing.assert_close(predicted, noise, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
@@ -398,7 +464,7 @@ def test_noise_level_runs_from_zero_to_a_thousand(sde: SDE) -> None:
 
 
 def test_unit_scale(sde: SDE) -> None:
-    """Catches VE images of size 50 fed to the network as they are."""
+    """Catches VE images of size 50 fed to the network as they are, or another share of signal."""
     t, n = vector(0.0, 0.5, 1.0), 20_000
     noise, x_0 = normal((3, n), 0), normal((3, n), 1)
     scaled = unit_scale(sde, perturb(sde, x_0, t, noise), t)
@@ -407,6 +473,10 @@ def test_unit_scale(sde: SDE) -> None:
     assert torch.all((variance - 1).abs() <= 5 * (2 / n) ** 0.5)
     if isinstance(sde, VPSDE):
         torch.testing.assert_close(unit_scale(sde, x_0, t), x_0, rtol=1e-12, atol=0)
+    alpha, sigma = sde.marginal(t)
+    share = signal_share(sde, t)
+    torch.testing.assert_close(share, torch.cos(torch.atan2(sigma, alpha)))
+    assert isinstance(sde, VESDE) or share[0] == 1  # VE's noise at t = 0 is σ_min
 
 
 def test_embedding_tells_times_apart(sde: SDE) -> None:

@@ -17,6 +17,7 @@ from scorevae.sampling import (
     SAMPLERS,
     DPMSolverPP2M,
     Step,
+    clipped,
     ddim,
     draw_in_batches,
     euler_maruyama,
@@ -534,6 +535,18 @@ def test_trajectories_do_not_influence_one_another(sde: SDE, sampler: str) -> No
     assert torch.equal(*(generate(*ends, settings, noise=seeded_noise(1)) for _ in range(2)))
 
 
+@pytest.mark.parametrize(("clip", "expected"), [(True, 1.0), (False, 1.7)])
+def test_images_are_clipped_when_asked(sde: SDE, clip: bool, expected: float) -> None:
+    """A ``clip`` that nobody reads, or a clamp of the score or of x_t in place of x̂_0."""
+    score, x_t, t = score_of_point(sde, scalar(1.7)), normal((3, 2), 0), scalar(0.3)
+    denoised = score_to_denoised(sde, clipped(score, sde)(x_t, t), x_t, t)
+    torch.testing.assert_close(denoised, torch.ones_like(x_t), rtol=0, atol=1e-12)
+    settings = settings_of("ddim", 3).model_copy(update={"clip": clip})
+    x_0 = generate(score, sde, x_t, settings)
+    # VP divides by α_1 = 0.007
+    torch.testing.assert_close(x_0, torch.full_like(x_0, expected), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_settings_choose_the_grid(sde: SDE, name: str) -> None:
     """A grid that is configured and ignored."""
@@ -586,11 +599,13 @@ def test_groups_share_their_noise_and_stay_together(batch: int, ends: list[int])
     Two rows of one x_1 and one z differ by nothing but the sampler's noise.
     """
     sde, x_1, done = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3), normal((1, 2), 4).expand(6, 2), []
-    posterior = standardised(sde).posterior
-    x_0 = draw_in_batches(
-        lambda rows: posterior.score(Z[:1].expand(rows.stop - rows.start, 2)), sde, x_1, STOCHASTIC,
-        device=torch.device("cpu"), batch=batch, seed=5, shared=2, report=done.append,
-    )  # fmt: skip
+    score = standardised(sde).posterior.score
+    settings = {"device": torch.device("cpu"), "batch": batch, "seed": 5, "shared": 2}
+
+    def same(rows: slice) -> ScoreFn:
+        return score(Z[:1].expand(rows.stop - rows.start, 2))
+
+    x_0 = draw_in_batches(same, sde, x_1, STOCHASTIC, report=done.append, **settings)
     assert done == ends
     first, second = x_0.unflatten(0, (3, 2)).unbind(1)
     assert torch.equal(first, second)
