@@ -3,6 +3,7 @@
 import pytest
 import torch
 from oracles import Network, five_errors, normal, randomise, scalar, seeded, skewed, vector
+from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
@@ -12,6 +13,7 @@ from scorevae.networks.encoder import ConvEncoder, ResNetEncoder
 from scorevae.sampling import SAMPLERS, generate
 from scorevae.score import (
     Posterior,
+    ScoreFn,
     denoised_to_score,
     latent_score,
     noise_to_score,
@@ -24,36 +26,34 @@ from scorevae.sde import SDE, VPSDE, LinearRate, perturb
 VP = VPSDE(LinearRate(0.1, 20.0), t_min=1e-3)
 
 
-def conv_encoder() -> torch.nn.Module:
-    network = ConvEncoder(ImageConfig(channels=1, size=4), 2, [2], VP).double()
-    return randomise(network, 0)
+def conv_encoder() -> nn.Module:
+    return randomise(ConvEncoder(ImageConfig(channels=1, size=4), 2, [2], VP).double(), 0)
 
 
-def resnet_encoder(**changes: object) -> torch.nn.Module:
-    plain = {"channels": [2, 4], "blocks": 1, "groups": 1}
+def resnet_encoder(**changes: object) -> nn.Module:
+    plain = {"kind": "resnet", "channels": [2, 4], "blocks": 1, "groups": 1}
     plain |= {"attention": [], "patch": 1, "linear": False}
-    settings = EncoderNetworkConfig.model_validate({"kind": "resnet"} | plain | changes)
-    network = ResNetEncoder(ImageConfig(channels=1, size=4), 2, settings, VP).double()
-    return randomise(network, 0)
+    settings = EncoderNetworkConfig.model_validate(plain | changes)
+    return randomise(ResNetEncoder(ImageConfig(channels=1, size=4), 2, settings, VP).double(), 0)
 
 
-def full_encoder() -> torch.nn.Module:
+def full_encoder() -> nn.Module:
     return resnet_encoder(attention=[2], patch=2, linear=True)
 
 
 @pytest.fixture(params=[conv_encoder, resnet_encoder, full_encoder])
-def encoder(request) -> torch.nn.Module:
+def encoder(request) -> nn.Module:
     """A tiny float64 network with weights that are nowhere zero."""
     return request.param()
 
 
-def images(count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def images(count: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     t = torch.linspace(0.2, 0.7, count, dtype=torch.float64)
     return normal((count, 1, 4, 4), 1), t, normal((count, 2), 2)
 
 
 @pytest.mark.parametrize("t", [scalar(0.3), vector(0.01, 0.2, 0.5, 1.0)])
-def test_score_noise_and_denoised_are_one_another(sde: SDE, t: torch.Tensor) -> None:
+def test_score_noise_and_denoised_are_one_another(sde: SDE, t: Tensor) -> None:
     """A sign or a power of σ that is not undone by the conversion back."""
     score, x_t = normal((4, 3), 0), normal((4, 3), 1)
     tolerance = {"rtol": 1e-10, "atol": 1e-10}
@@ -89,45 +89,37 @@ def test_bayes_rule_gives_the_conditional_score(sde: SDE, t: float, batched: boo
 
 def test_guidance_scales_the_correction(sde: SDE) -> None:
     """Guidance applied to the prior, or squared."""
-    oracle = skewed(sde)
-    x_t, z, t = normal((6, 3), 0), normal((6, 3), 1), scalar(0.4)
-    prior = oracle.prior_score(x_t, t)
-    correction = latent_score(oracle.encode, x_t, t, z)
+    oracle, x_t, z, t = skewed(sde), normal((6, 3), 0), normal((6, 3), 1), scalar(0.4)
+    prior, correction = oracle.prior_score(x_t, t), latent_score(oracle.encode, x_t, t, z)
     for guidance in (0.5, 1.0, 2.5):
-        score = oracle.posterior.score(z, guidance=guidance)
-        torch.testing.assert_close(
-            score(x_t, t), prior + guidance * correction, rtol=1e-12, atol=1e-12
-        )
+        found = oracle.posterior.score(z, guidance=guidance)(x_t, t)
+        torch.testing.assert_close(found, prior + guidance * correction, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_guidance_is_the_prior_bit_for_bit(sde: SDE, sampler: str) -> None:
     """An encoder that is called after all: 0 · inf is nan, and its time is spent for nothing."""
-    oracle = skewed(sde)
-    settings = SamplingConfig(
-        sampler=sampler, grid="log_snr", steps=6, corrector_snr=0.1, noise_scale=1, clip=False
-    )
-    x_1 = sde.terminal_std * normal((4, 3), 0)
+    oracle, x_1 = skewed(sde), sde.terminal_std * normal((4, 3), 0)
+    settings = {"sampler": sampler, "grid": "log_snr", "steps": 6, "corrector_snr": 0.1}
 
-    def draw(score) -> torch.Tensor:
+    def draw(score: ScoreFn) -> Tensor:
         source = seeded(1)
+
+        def noise(x: Tensor) -> Tensor:
+            return torch.randn(x.shape, generator=source, dtype=x.dtype)
+
         return generate(
-            score,
-            sde,
-            x_1,
-            settings,
-            noise=lambda x: torch.randn(x.shape, generator=source, dtype=x.dtype),
+            score, sde, x_1, SamplingConfig(**settings, noise_scale=1, clip=False), noise=noise
         )
 
-    def infinite(x_t: torch.Tensor, t: torch.Tensor) -> DiagonalGaussian:
+    def infinite(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(x_t / 0.0, torch.zeros_like(x_t))
 
-    posterior = Posterior(oracle.prior_score, infinite)
-    guided = posterior.score(normal((4, 3), 2), guidance=0.0)
+    guided = Posterior(oracle.prior_score, infinite).score(normal((4, 3), 2), guidance=0.0)
     assert torch.equal(draw(guided), draw(oracle.prior_score))
 
 
-def wavy(x_t: torch.Tensor, t: torch.Tensor) -> DiagonalGaussian:
+def wavy(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
     """An encoder whose variance depends on x_t: ln Σ = sin(2 x)."""
     return DiagonalGaussian(0.5 * x_t, torch.sin(2 * x_t))
 
@@ -155,35 +147,42 @@ def test_the_posterior_has_the_parity_option(option: bool) -> None:
     assert not torch.allclose(expected, latent_score(wavy, x_t, t, z, log_determinant=not option))
 
 
-def test_latent_score_is_the_gradient_of_the_log_density(encoder: torch.nn.Module) -> None:
-    """A derivative of a mean over the batch, or one that misses the path through Σ or t."""
+def test_latent_score_is_the_gradient_of_the_log_density(encoder: nn.Module) -> None:
+    """A derivative of a mean over the batch, or one that misses the path through Σ or t.
+
+    And a graph cut somewhere: part of the encoder would keep its initial weights.
+    """
     x_t, t, z = images()
+    found = latent_score(encoder, x_t, t, z)
     x_t.requires_grad_()
     (expected,) = torch.autograd.grad(encoder(x_t, t).log_prob(z).sum(), x_t)
-    torch.testing.assert_close(latent_score(encoder, x_t, t, z), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    found.square().sum().backward()
+    for name, weight in encoder.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().max() > 0, name
 
 
-def test_latent_score_can_be_differentiated_twice(encoder: torch.nn.Module) -> None:
+def test_latent_score_can_be_differentiated_twice(encoder: nn.Module) -> None:
     """A detached inner gradient, or an activation without a second derivative."""
     x_t, t, z = images()
-    x_t.requires_grad_()
-    z.requires_grad_()
 
-    def function(x_t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def function(x_t: Tensor, z: Tensor) -> Tensor:
         return latent_score(encoder, x_t, t, z)
 
-    assert gradcheck(function, (x_t, z))
-    assert gradgradcheck(function, (x_t, z))
+    inputs = x_t.requires_grad_(), z.requires_grad_()
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
 
 
-def test_weights_are_trained_through_latent_score(encoder: torch.nn.Module) -> None:
+def test_weights_are_trained_through_latent_score(encoder: nn.Module) -> None:
     """A gradient that reaches the weights, but not the right one: compared with differences."""
     x_t, t, z = images()
     names = ["head.mean.weight", "head.log_variance.weight", "time.layers.0.weight"]
     weights = tuple(dict(encoder.named_parameters())[name] for name in names)
 
-    def function(*weights: torch.Tensor) -> torch.Tensor:
-        def call(x: torch.Tensor, t: torch.Tensor) -> DiagonalGaussian:
+    def function(*weights: Tensor) -> Tensor:
+        def call(x: Tensor, t: Tensor) -> DiagonalGaussian:
             return functional_call(encoder, dict(zip(names, weights, strict=True)), (x, t))
 
         return latent_score(call, x_t, t, z)
@@ -192,7 +191,7 @@ def test_weights_are_trained_through_latent_score(encoder: torch.nn.Module) -> N
     assert gradcheck(function, weights, fast_mode=True)
 
 
-def test_samples_do_not_influence_one_another(encoder: torch.nn.Module) -> None:
+def test_samples_do_not_influence_one_another(encoder: nn.Module) -> None:
     """Batch normalisation or any mean over the batch inside the encoder."""
     x_t, t, z = images(4)
     before = latent_score(encoder, x_t, t, z)
@@ -203,17 +202,19 @@ def test_samples_do_not_influence_one_another(encoder: torch.nn.Module) -> None:
     assert not torch.allclose(after[2], before[2])
 
 
-@pytest.mark.parametrize("grad_mode", [True, False])
-def test_latent_score_leaves_the_callers_state_alone(
-    encoder: torch.nn.Module, grad_mode: bool
-) -> None:
-    """Inputs marked for gradients or changed in place, or gradient mode left switched."""
+@pytest.mark.parametrize("grad", [True, False])
+def test_latent_score_leaves_the_callers_state_alone(encoder: nn.Module, grad: bool) -> None:
+    """Inputs marked for gradients or changed in place, or gradient mode left switched.
+
+    And graphs of a posterior, kept over hundreds of sampling steps: the run dies of its memory.
+    """
     x_t, t, z = images()
     copies = [tensor.clone() for tensor in (x_t, t, z)]
-    with torch.set_grad_enabled(grad_mode):
-        score = latent_score(encoder, x_t, t, z)
-        assert torch.is_grad_enabled() is grad_mode
-    assert score.requires_grad is grad_mode
+    sampling = Posterior(lambda x, t: torch.zeros_like(x), encoder).score(z)
+    with torch.set_grad_enabled(grad):
+        assert latent_score(encoder, x_t, t, z).requires_grad is grad
+        assert not sampling(x_t, t).requires_grad
+        assert torch.is_grad_enabled() is grad
     for tensor, copy in zip((x_t, t, z), copies, strict=True):
         assert torch.equal(tensor, copy)
         assert not tensor.requires_grad
@@ -221,28 +222,11 @@ def test_latent_score_leaves_the_callers_state_alone(
     assert all(weight.grad is None for weight in encoder.parameters())
 
 
-def test_latent_score_carries_a_gradient_to_every_weight(encoder: torch.nn.Module) -> None:
-    """A graph cut somewhere: part of the encoder would keep its initial weights."""
-    x_t, t, z = images()
-    latent_score(encoder, x_t, t, z).square().sum().backward()
-    for name, weight in encoder.named_parameters():
-        assert weight.grad is not None, name
-        assert weight.grad.abs().max() > 0, name
-
-
-def test_sampling_score_builds_no_graph(encoder: torch.nn.Module) -> None:
-    """Graphs kept over hundreds of sampling steps: memory grows until the run dies."""
-    x_t, t, z = images()
-    score = Posterior(lambda x, t: torch.zeros_like(x), encoder).score(z)
-    assert not score(x_t, t).requires_grad
-
-
 def test_prior_score_divides_by_sigma_and_builds_no_graph(sde: SDE) -> None:
     """A lost sign, a lost σ, or the frozen prior taking part in the gradient."""
-    weight = torch.nn.Parameter(scalar(2.0))
-    seen = []
+    weight, seen = nn.Parameter(scalar(2.0)), []
 
-    def network(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
         seen.append(t)
         return weight * x_t
 
@@ -257,18 +241,15 @@ def test_prior_score_divides_by_sigma_and_builds_no_graph(sde: SDE) -> None:
 
 def test_double_times_reach_single_precision_networks_as_single(sde: SDE) -> None:
     """The samplers' float64 times promoting a float32 network's input."""
-    seen = []
+    seen, x_t = [], normal((3, 2), 0).float()
 
-    def network(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
         seen.append(t.dtype)
         return x_t
 
-    def single(x_t: torch.Tensor, t: torch.Tensor) -> DiagonalGaussian:
-        seen.append(t.dtype)
-        return DiagonalGaussian(x_t, torch.zeros_like(x_t))
+    def encoder(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(network(x_t, t), torch.zeros_like(x_t))
 
-    x_t = normal((3, 2), 0).float()
-    posterior = Posterior(prior_score(Network(network), sde), single)
-    score = posterior.score(x_t)(x_t, scalar(0.5))
-    assert score.dtype == torch.float32
-    assert set(seen) == {torch.float32}
+    posterior = Posterior(prior_score(Network(network), sde), encoder)
+    assert posterior.score(x_t)(x_t, scalar(0.5)).dtype == torch.float32
+    assert seen == [torch.float32] * 2

@@ -49,25 +49,28 @@ def test_variance_obeys_its_differential_equation(sde: SDE) -> None:
     torch.testing.assert_close(slope, expected, **EXACT)
 
 
-def test_likelihood_weight_is_the_density_of_log_snr(sde: SDE) -> None:
-    """g²/σ² = −dλ/dt is what makes uniform λ the importance sampling of that weighting."""
-    weight = (sde.diffusion(TIMES) / sde.marginal(TIMES).sigma) ** 2
+def test_log_snr_is_that_of_the_marginal(sde: SDE) -> None:
+    """A log-SNR without the square, or of the other process.
+
+    And g²/σ² = −dλ/dt, which makes uniform λ the importance sampling of that weighting.
+    """
+    alpha, sigma = sde.marginal(TIMES)
+    torch.testing.assert_close(sde.log_snr(TIMES), torch.log(alpha**2 / sigma**2), **EXACT)
+    weight = (sde.diffusion(TIMES) / sigma) ** 2
     torch.testing.assert_close(weight, -derivative(sde.log_snr, TIMES), **EXACT)
 
 
-def test_log_snr_is_that_of_the_marginal(sde: SDE) -> None:
-    """A log-SNR without the square, or of the other process."""
-    alpha, sigma = sde.marginal(TIMES)
-    torch.testing.assert_close(sde.log_snr(TIMES), torch.log(alpha**2 / sigma**2), **EXACT)
-
-
 def test_log_snr_falls_and_its_inverse_returns_the_time(sde: SDE) -> None:
-    """A wrong root of the quadratic, or softplus taken for its inverse."""
+    """A wrong root of the quadratic, or softplus taken for its inverse.
+
+    And the ends exchanged, or t = 0, where λ is infinite, in place of t_min.
+    """
     t = torch.linspace(sde.t_min, 1, 501, dtype=torch.float64)
     log_snr = sde.log_snr(t)
     assert torch.all(log_snr.diff() < 0)
     # |dt/dλ| = σ²/g² < 1 on [t_min, 1] and |λ| < 20: rounding of λ moves t by less than 1e-14.
     torch.testing.assert_close(sde.time_of_log_snr(log_snr), t, rtol=0, atol=1e-13)
+    assert log_snr_range(sde) == (log_snr[0].item(), log_snr[-1].item())
 
 
 def test_constant_rate_has_an_inverse() -> None:
@@ -76,17 +79,12 @@ def test_constant_rate_has_an_inverse() -> None:
     torch.testing.assert_close(beta.time_of_integral(beta.integral(TIMES)), TIMES, **EXACT)
 
 
-def test_sigma_is_precise_in_float32(sde: SDE) -> None:
-    """1 − exp in float32 is 2.4 % wrong at t = 1e-5, where training samples."""
+def test_sigma_and_log_snr_are_precise_in_float32(sde: SDE) -> None:
+    """1 − exp is 2.4 % wrong at t = 1e-5, where training samples, and its logarithm by 0.05."""
     t = torch.tensor(1e-5)
     single, double = sde.marginal(t).sigma, sde.marginal(t.double()).sigma
     # Some five roundings of 6e-8 each.
     torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=0)
-
-
-def test_log_snr_is_precise_in_float32(sde: SDE) -> None:
-    """ln(1 − exp(−B)) in float32 would be wrong by 0.05 at t = 1e-5."""
-    t = torch.tensor(1e-5)
     single, double = sde.log_snr(t).double(), sde.log_snr(t.double())
     # λ is about 28 at most, in float32 known to 1e-6 absolutely; a few roundings.
     torch.testing.assert_close(single, double, rtol=1e-6, atol=0)
@@ -167,22 +165,11 @@ def test_transitions_compose_to_the_marginals(sde: SDE) -> None:
     assert variance_c.item() == pytest.approx(sigma_c.item() ** 2, rel=1e-11)
 
 
-def test_log_snr_range_is_taken_at_the_ends(sde: SDE) -> None:
-    """The ends exchanged, or t = 0, where λ is infinite, in place of t_min."""
-    largest, smallest = log_snr_range(sde)
-    assert largest == sde.log_snr(scalar(sde.t_min)).item()
-    assert smallest == sde.log_snr(scalar(1.0)).item()
-    assert smallest < largest < math.inf
-
-
 def test_settings_build_the_process_they_name() -> None:
     """Constants of one process handed to another, or in the wrong order."""
     constants = {"beta_min": 0.2, "beta_max": 9.0, "sigma_min": 0.02, "sigma_max": 7.0}
-    built = {
-        kind: build_sde(SDEConfig(kind=kind, t_min=1e-4, **constants))
-        for kind in ("vp", "subvp", "ve")
-    }
-    assert built["vp"] == VPSDE(LinearRate(0.2, 9.0), 1e-4)
-    assert built["subvp"] == SubVPSDE(LinearRate(0.2, 9.0), 1e-4)
-    assert built["ve"] == VESDE(0.02, 7.0, 1e-4)
-    assert built["ve"].terminal_std == 7.0
+    beta, ve = LinearRate(0.2, 9.0), VESDE(0.02, 7.0, 1e-4)
+    expected = {"vp": VPSDE(beta, 1e-4), "subvp": SubVPSDE(beta, 1e-4), "ve": ve}
+    for kind, process in expected.items():
+        assert build_sde(SDEConfig(kind=kind, t_min=1e-4, **constants)) == process
+    assert ve.terminal_std == 7.0
