@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -164,9 +165,9 @@ def test_every_number_of_the_recorded_run(figures: Path) -> None:
     recorded = json.loads((ROOT / "docs/digits/metrics.json").read_text())
     recorded = {s: {name: recorded[s][name] for name in comparison.METRICS} for s in METRICS}
     shown = Page(render(assembled(figures, recorded)))
-    rows = shown.rows("Comparison in numbers")
     assert shown.tables["Comparison in numbers"][0][1:] == ["ScoreVAE", "VAE"]
-    for metric, cells in zip(comparison.METRICS, rows.values(), strict=True):
+    rows = shown.rows("Comparison in numbers").values()
+    for metric, cells in zip(comparison.METRICS, rows, strict=True):
         digits = 6 if metric == "mse" else 4
         for system, cell in zip(METRICS, cells, strict=True):
             value = recorded[system][metric]
@@ -244,13 +245,12 @@ def test_text_is_escaped(figures: Path) -> None:
     rows = [[Label(new(), new()), Number(None, reason=new())], [new(), new()]]
     table = Table(new(), [new(), new()], rows, new())
     figure = FigureFile(figures / "samples.png", new(), new())
-    origin = Provenance(new(), True, {new(): new()}, [new()], [new()], new())
     shown = page(
         title=new(), summary=new(),
         headline=[Card(new(), Number(None, reason=new()), new())],
         sections=[Section(new(), new(), [table], [figure], [new()])],
         parameters={new(): new(), f"{new()}.name": new()},
-        provenance=origin,
+        provenance=Provenance(new(), True, {new(): new()}, [new()], [new()], new()),
     )  # fmt: skip
     assert not {"script", "b"} & {tag for tag, _ in shown.elements}
     everything = shown.text() + shown.all("img")[0]["alt"]
@@ -268,31 +268,25 @@ def test_template_is_packaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"),
+    ("value", "digits", "text"),
     [
-        (Number(0.12345678), "0.1235"),
-        (Number(0.12345678, 2), "0.12"),
-        (Number(-2.0, 1), "-2.0"),
-        (Number(40), "40"),
-        (Number(0.0), "0.0000"),
-        (Number(0.00004), "4.0e-05"),  # not 0.0000
-        (Number(0.00006), "0.0001"),
-        (Number(None), "–"),
-        (Number(float("inf"), 2), "–"),
-        (Number(float("nan")), "–"),
+        (0.12345678, 4, "0.1235"), (0.12345678, 2, "0.12"), (-2.0, 1, "-2.0"), (40, 4, "40"),
+        (0.0, 4, "0.0000"), (0.00004, 4, "4.0e-05"), (0.00006, 4, "0.0001"), (None, 4, "–"),
+        (math.inf, 2, "–"), (math.nan, 4, "–"),
     ],
-)
-def test_number_as_text(number: Number, text: str) -> None:
+)  # fmt: skip
+def test_number_as_text(value: float | None, digits: int, text: str) -> None:
     """Catches wrong decimals, an integer with some, small numbers as zero, a printed nan."""
-    assert number.text == text
+    assert Number(value, digits).text == text
 
 
 def test_null_has_its_reason() -> None:
     """Catches a dash without reason, one reason listed twice, and marks that point elsewhere."""
+    small = Number(None, reason="too small")
     rows = [
-        ["x", Number(None, reason="too small"), Number(1.5)],
-        ["y", Number(None, reason="no labels"), Number(None, reason="too small")],
-        ["z", Number(float("inf")), Number(None)],
+        ["x", small, Number(1.5)],
+        ["y", Number(None, reason="no labels"), small],
+        ["z", Number(math.inf), Number(None)],
     ]
     shown = table_page(rows)
     assert shown.rows("T") == {"x": ["–1", "1.5000"], "y": ["–2", "–1"], "z": ["–3", "–4"]}
@@ -323,16 +317,11 @@ def test_reasons_by_name() -> None:
 @pytest.mark.parametrize(
     ("metric", "first", "second", "best"),
     [
-        ("l2", 2.0, 1.0, 1),
-        ("psnr", 2.0, 1.0, 0),
-        ("sharpness", 1.3, 0.8, 1),
-        ("l2", 1.0, 1.0, None),
-        ("l2", 1.0, None, None),
-        ("psnr", float("inf"), 1.0, None),
-        ("rate_nats", 2.0, 1.0, None),
-        ("unheard_of", 2.0, 1.0, None),
+        ("l2", 2.0, 1.0, 1), ("psnr", 2.0, 1.0, 0), ("sharpness", 1.3, 0.8, 1),
+        ("l2", 1.0, 1.0, None), ("l2", 1.0, None, None), ("psnr", math.inf, 1.0, None),
+        ("rate_nats", 2.0, 1.0, None), ("unheard_of", 2.0, 1.0, None),
     ],
-)
+)  # fmt: skip
 def test_the_better_one_stands_out(
     metric: str, first: float, second: float | None, best: int | None
 ) -> None:
@@ -380,15 +369,15 @@ def test_cards_are_the_headline_metrics() -> None:
     """Catches a card of another system, one without the others beside it, and a lost reason."""
     metrics = {"a": Metric("A", better="lower", headline=1), "b": Metric("B")}
     metrics["c"] = Metric("C", headline=2)
-    own_numbers = {"a": 1.0, "b": 3.0, "c": None}
-    numbers = {"vae": {"a": 2.0}, "scorevae": own_numbers, "pixels": {"a": 4.0}}
-    own = [Card("Own", Number(1))]
-    cards = cards_of(part("p", metrics=metrics), Found(numbers, reasons={"c": "why"}, cards=own))
-    assert [(card.label, card.number.text, card.detail) for card in cards] == [
-        ("Own", "1", ""),
-        ("A\u00a0↓", "1.0", "VAE 2.0, Pixels 4.0"),
-        ("C", "–", ""),
-    ]
+    numbers = {
+        "vae": {"a": 2.0},
+        "scorevae": {"a": 1.0, "b": 3.0, "c": None},
+        "pixels": {"a": 4.0},
+    }
+    found = Found(numbers, reasons={"c": "why"}, cards=[Card("Own", Number(1))])
+    cards = cards_of(part("p", metrics=metrics), found)
+    expected = [("Own", "1", ""), ("A\u00a0↓", "1.0", "VAE 2.0, Pixels 4.0"), ("C", "–", "")]
+    assert [(card.label, card.number.text, card.detail) for card in cards] == expected
     assert cards[-1].number.why == "why"
 
 
@@ -436,21 +425,21 @@ def test_section_of_a_part(figures: Path) -> None:
     """Catches a section that drops reasons, tables, figures, notes, or shows what has no form."""
     shown_as = Columns(("sampler", "l2"), "Trials", lambda row: {"setting": row["sampler"], **row})
     metrics = {"some_measure": Metric("Some measure", digits=1)}
-    tables = {"trials": shown_as, "hidden": Columns(("t",))}
-    captions = {"of_mine": Caption("Of mine.", "Mine"), "not_drawn": Caption("", "")}
+    mine = part(
+        "mine", metrics=metrics, tables={"trials": shown_as, "hidden": Columns(("t",))},
+        figures={"of_mine": Caption("Of mine.", "Mine"), "not_drawn": Caption("", "")},
+    )  # fmt: skip
     found = Found(
         {"scorevae": {"some_measure": 1.5}, "vae": {"some_measure": None}},
         {"trials": [{"sampler": "ddim", "l2": 0.5}], "hidden": [{"t": 0.0}]},
         {"of_mine": DRAWN}, ["Note"], {"vae": "none"},
     )  # fmt: skip
-    mine = part("mine", metrics=metrics, tables=tables, figures=captions)
     shown = page(sections=[section(mine, found, "", metrics, figures)])
     assert shown.tables == {
         "Mine in numbers": [["Metric", "ScoreVAE", "VAE"], ["Some measure", "1.5", "–1"]],
         "Trials": [["Setting", "Sampler", "L2"], ["ddim", "ddim", "0.5000"]],
     }
-    assert shown.text("ol") == "none"
-    assert shown.text("figcaption") == "Of mine."
+    assert (shown.text("ol"), shown.text("figcaption")) == ("none", "Of mine.")
     assert [text for path, text in shown.texts if path.endswith("section ul li")] == ["Note"]
 
 
@@ -519,31 +508,33 @@ def repository(tmp_path: Path) -> Path:
     (root / "src").mkdir(parents=True)
     (root / "src/code.py").write_text("x = 1\n")
     write_params(root / "params.yaml", tiny_params())
-    git(root, "init", "-q")
-    git(root, "add", ".")
-    git(root, "commit", "-q", "-m", "first")
+    for command in ("init -q", "add .", "commit -q -m first"):
+        git(root, *command.split())
     return root
 
 
+def origin_of(folder: Path, tree: dict | None = None) -> Provenance:
+    """What the page says of a run with these parameters in a folder, or with those there."""
+    path = folder / "params.yaml"
+    if tree is not None:
+        write_params(path, tree)
+    return provenance(load_config(path), path)
+
+
 CHANGES = {
-    "preset": "cifar10",
-    "beta": 1e-5,
-    "seed": 3,
-    "objective.weighting": "simple",
-    "reconstruct.protocol": "ode",
-    "protocols.ode.clip": False,
+    "preset": "cifar10", "beta": 1e-5, "seed": 3, "objective.weighting": "simple",
+    "reconstruct.protocol": "ode", "protocols.ode.clip": False,
     "presets.cifar10.data.root": "/home/someone/cifar",
     "presets.cifar10.prior.network.channels": [8, 16, 16],
     "presets.cifar10.test_images": 12,
     "presets.cifar10.prior.training.precision": "no",  # as committed: need not be named
     "presets.digits.latent": 3,  # of another preset: changes nothing
-}
+}  # fmt: skip
 
 
 def test_commands_give_the_same_run(repository: Path) -> None:
     """Catches a setting that the command forgets, cannot be read back, or need not name."""
-    path = write_params(repository / "params.yaml", tiny_params(**CHANGES))
-    origin = provenance(load_config(path), path)
+    origin = origin_of(repository, tiny_params(**CHANGES))
     assert origin.commit == git(repository, "rev-parse", "HEAD")
     assert origin.dirty is False  # the parameters are in the command
     assert origin.notes == ["PATH stands for files of your own."]
@@ -565,11 +556,10 @@ def test_commands_give_the_same_run(repository: Path) -> None:
 
 def test_local_changes_of_the_code(repository: Path) -> None:
     """Catches a commit that stands for code which it does not hold, new files included."""
-    params = repository / "params.yaml"
     (repository / "results.txt").write_text("written by the run itself")
-    assert provenance(tiny_config(), params).dirty is False
+    assert origin_of(repository).dirty is False
     (repository / "src/new.py").touch()
-    origin = provenance(tiny_config(), params)
+    origin = origin_of(repository)
     assert origin.dirty is True
     assert origin.notes == ["The code had local changes: the commit alone may give other numbers."]
     assert f"{origin.commit} with local changes" in page(provenance=origin).text("dd")
@@ -579,8 +569,7 @@ def test_preset_that_the_commit_lacks(repository: Path) -> None:
     """Catches a command that DVC refuses because the key is new."""
     tree = tiny_params(preset="mine")
     tree["presets"]["mine"] = tree["presets"]["digits"]
-    path = write_params(repository / "params.yaml", tree)
-    origin = provenance(load_config(path), path)
+    origin = origin_of(repository, tree)
     lacking = "The commit lacks some of the parameters below: add them to params.yaml."
     assert origin.notes == [lacking]
     assert origin.commands[-1] == "dvc exp run -S preset=mine -S beta=0.01 -S seed=0"
@@ -589,8 +578,7 @@ def test_preset_that_the_commit_lacks(repository: Path) -> None:
 def test_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a page that needs a repository, or takes that of a folder above."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    path = write_params(tmp_path / "params.yaml", tiny_params())
-    origin = provenance(load_config(path), path)
+    origin = origin_of(tmp_path, tiny_params())
     assert (origin.commit, origin.dirty) == ("unknown", False)
     assert origin.notes == ["The run was not in a Git repository: no commit is known."]
     assert not any("checkout" in line for line in origin.commands)

@@ -75,24 +75,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     table = report.Table("Wide", columns, [["row", *map(report.Number, range(13))]], note=LONG)
     study = Part("study", "Study", LONG, pytest.fail, figures={"wide": Caption(LONG, "wide")})
     card = report.Card(LONG, report.Number(1234567.8901, 4), LONG)
+    drawn, note = Figure(), f"note {LONG}"
+    why = {"lpips": "images of 8 pixels are under the 32 that its trunk needs"}
+    both = {"scorevae": metrics, "vae": metrics}
     found = {
-        "comparison": Found(
-            {"scorevae": metrics, "vae": metrics},
-            figures={"comparison": Figure()},
-            reasons={"lpips": "images of 8 pixels are under the 32 that its trunk needs"},
-        ),
-        "samples": Found(figures={"samples": Figure()}),
-        "study": Found(
-            figures={"wide": Figure()}, notes=[f"note {LONG}"], cards=[card], page=[table]
-        ),
+        "comparison": Found(both, figures={"comparison": drawn}, reasons=why),
+        "samples": Found(figures={"samples": drawn}),
+        "study": Found(figures={"wide": drawn}, notes=[note], cards=[card], page=[table]),
     }
     parts = [(part, found[part.name]) for part in (*PARTS, study) if part.name in found]
-    command = f"dvc exp run -S {LONG}"
-    origin = report.Provenance("0" * 40, True, {"GPU": LONG}, [command], ["a note"])
-    built = assemble(
-        tiny_config(), parts, {}, dict.fromkeys(found, 1.5),
-        figures=folder, provenance=origin, images=360,
-    )  # fmt: skip
+    commands, seconds = [f"dvc exp run -S {LONG}"], dict.fromkeys(found, 1.5)
+    origin = report.Provenance("0" * 40, True, {"GPU": LONG}, commands, ["a note"])
+    given = {"figures": folder, "provenance": origin, "images": 360}
+    built = assemble(tiny_config(), parts, {}, seconds, **given)
     return report.render(built).replace("<details>", "<details open>")
 
 
@@ -104,11 +99,8 @@ def browse(folder: Path, address: str, *options: str) -> str:
         "--disable-sync", "--disable-default-apps", f"--user-data-dir={folder / 'profile'}",
         "--virtual-time-budget=3000", *options, "--dump-dom", address,
     ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=PATIENCE,
-        env=os.environ | {"HOME": str(folder)},
-    )  # fmt: skip
-    return done.stdout
+    given = {"timeout": PATIENCE, "env": os.environ | {"HOME": str(folder)}}
+    return subprocess.run(command, capture_output=True, text=True, check=True, **given).stdout
 
 
 def measure(folder: Path, page: str, scheme: int) -> dict:
@@ -190,7 +182,5 @@ def test_nothing_is_requested(tmp_path: Path, page: str) -> None:
             path.write_text(content)
             dom = browse(tmp_path, path.as_uri(), f"--proxy-server={address}")
             assert "How to reproduce" in dom
-            ours = [
-                a for a in asked if "google" not in a
-            ]  # Chromium's own, if its switches change
-            assert ours == expected
+            # Chromium's own requests come if its switches change.
+            assert [url for url in asked if "google" not in url] == expected
