@@ -22,6 +22,7 @@ from scorevae.errors import UserError
 from scorevae.evaluation.bound import (
     GREY_STEP,
     SMALLEST_NOISE,
+    Bound,
     Bounds,
     Estimate,
     extended,
@@ -40,11 +41,6 @@ COUNT = 800
 END = 0.02  # σ_ε/α_ε of the oracles: the trained range of every process goes further
 
 
-def noise_at_t_min(sde: SDE) -> float:
-    """σ/α where the networks' range ends."""
-    return math.exp(-0.5 * log_snr_range(sde)[0])
-
-
 def cross_entropy(second_moment: Tensor, variance: Tensor | float) -> Tensor:
     """−E ln N(x; μ, variance), where E(x − μ)² is the second moment; summed over dimensions."""
     return 0.5 * (second_moment / variance + torch.log(2 * math.pi * variance)).sum(1)
@@ -58,13 +54,12 @@ class World:
 
     def __init__(self, oracle: LinearGaussian, *, latent: bool) -> None:
         self.oracle, self.latent = oracle, latent
-        total = oracle.A**2 * oracle.S + oracle.Γ
-        self.V = oracle.S * oracle.Γ / total if latent else oracle.S
+        self.total = oracle.A**2 * oracle.S + oracle.Γ
+        self.V = oracle.S * oracle.Γ / self.total if latent else oracle.S
 
     def squared(self, x_0: Tensor) -> Tensor:
         """E(x_0 − mean)²."""
-        oracle = self.oracle
-        total = oracle.A**2 * oracle.S + oracle.Γ
+        oracle, total = self.oracle, self.total
         if not self.latent:
             return (x_0 - oracle.m) ** 2
         share = oracle.Γ / total
@@ -100,11 +95,12 @@ def oracle_bounds(oracle: LinearGaussian, x_0: Tensor, *, latent: bool, **change
     return likelihood_bound(x_0, **(settings | BUDGET | changes))
 
 
-def per_image(bounds: Bounds, *, latent: bool) -> Tensor:
-    """Costs of each image, of the bound that the world is about."""
+def oracle_bound(oracle: LinearGaussian, x_0: Tensor, *, latent: bool, **changes) -> Bound:
+    """The one of them that the world is about."""
+    bounds = oracle_bounds(oracle, x_0, latent=latent, **changes)
     bound = bounds.posterior if latent else bounds.prior
     assert bound is not None
-    return bound.per_image
+    return bound
 
 
 # --- exactness -------------------------------------------------------------------------------
@@ -121,11 +117,9 @@ def test_the_bound_is_exact_for_every_image_of_the_linear_gaussian(sde: SDE, lat
     world = World(oracle, latent=latent)
     rare = torch.stack([vector(0.3, -0.2), vector(2.5, 1.5)])
     x_0 = rare.repeat_interleave(400, dim=0)
-    costs = per_image(oracle_bounds(oracle, x_0, latent=latent), latent=latent)
+    costs = oracle_bound(oracle, x_0, latent=latent).per_image
     gap = world.gap(rare)
-    for i in range(2):
-        group = costs[400 * i : 400 * (i + 1)]
-        exact = world.surprise(rare)[i] + gap[i]
+    for group, exact in zip(costs.split(400), world.surprise(rare) + gap, strict=True):
         assert (group.mean() - exact).abs() <= five_errors(group)
         assert five_errors(group) < 0.5  # nats; the terms are 5 to 10
     assert gap.abs().max() < 0.02
@@ -164,11 +158,10 @@ def test_the_bound_never_exceeds_the_likelihood(sde: SDE, name: str) -> None:
     The mean over the data exceeds the entropy for every model other than the exact one.
     """
     oracle = standardised(sde)
-    x_0 = oracle.sample_data(COUNT, seeded(2))
-    wrong = Wrong(oracle, name)
+    x_0, wrong = oracle.sample_data(COUNT, seeded(2)), Wrong(oracle, name)
     posterior = Posterior(wrong.prior, wrong.encode)
-    bounds = oracle_bounds(oracle, x_0, latent=True, posterior=posterior)
-    excess = per_image(bounds, latent=True) - World(oracle, latent=True).surprise(x_0)
+    bound = oracle_bound(oracle, x_0, latent=True, posterior=posterior)
+    excess = bound.per_image - World(oracle, latent=True).surprise(x_0)
     assert excess.mean() > five_errors(excess)
 
 
@@ -176,9 +169,7 @@ def test_the_bound_never_exceeds_the_likelihood(sde: SDE, name: str) -> None:
 def test_theorem_3_agrees(sde: SDE, latent: bool) -> None:
     """Catches a lost factor ½, a lost drift, or entropy at the wrong end in either form."""
     oracle = standardised(sde)
-    x_0 = oracle.sample_data(COUNT, seeded(2))
-    bounds = oracle_bounds(oracle, x_0, latent=latent)
-    bound = bounds.posterior if latent else bounds.prior
+    bound = oracle_bound(oracle, oracle.sample_data(COUNT, seeded(2)), latent=latent)
     errors = (bound.total.monte_carlo_error, bound.theorem_3.monte_carlo_error)
     assert abs(bound.total.mean - bound.theorem_3.mean) <= 5 * math.hypot(*errors)
     assert bound.total.mean != bound.theorem_3.mean  # two estimators, not one
@@ -192,7 +183,7 @@ def test_theorem_3_is_the_prior_matching_where_the_score_error_is_nil(sde: SDE) 
     """
     images, draws, d = 500, 20, 3
     x_0 = vector(0.5, -1.0, 0.2).expand(images, d)
-    levels = stratified_levels(sde, 0.02, images, repeats=1, draws=draws, seed=0)
+    levels = stratified_levels(sde, END, images, repeats=1, draws=draws, seed=0)
     length = levels.largest - levels.smallest
     excess = torch.full((images, 1), -0.5 * d * length, dtype=torch.float64)
     cost = theorem_3(sde, x_0, levels, excess).mean()
@@ -239,8 +230,7 @@ def test_the_code_length_of_grey_values_is_their_entropy(sde: SDE) -> None:
 
     index = torch.multinomial(share, 2 * COUNT, replacement=True, generator=seeded(0))
     x_0 = values[index].reshape(COUNT, 1, 1, 2)
-    bounds = likelihood_bound(x_0, sde=sde, posterior=score, **BUDGET)
-    bound = bounds.prior
+    bound = likelihood_bound(x_0, sde=sde, posterior=score, **BUDGET).prior
     assert bound.dimensions == 2
     n = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     density = torch.exp(-0.5 * n**2) / math.sqrt(2 * math.pi)
@@ -299,10 +289,8 @@ def test_the_monte_carlo_error_is_the_spread_between_seeds(sde: SDE) -> None:
     """
     oracle = standardised(sde)
     x_0 = oracle.sample_data(8, seeded(0))
-    totals = [
-        oracle_bounds(oracle, x_0, latent=True, seed=seed, repeats=8).posterior.total
-        for seed in range(40)
-    ]
+    budgets = ({"seed": seed, "repeats": 8} for seed in range(40))
+    totals = [oracle_bound(oracle, x_0, latent=True, **budget).total for budget in budgets]
     spread = np.std([total.mean for total in totals], ddof=1)
     reported = math.sqrt(np.mean([total.monte_carlo_error**2 for total in totals]))
     assert abs(math.log(spread / reported)) < math.log(1.6)
@@ -311,7 +299,7 @@ def test_the_monte_carlo_error_is_the_spread_between_seeds(sde: SDE) -> None:
 def test_the_image_error_is_the_spread_between_images(sde: SDE) -> None:
     """Catches the error over images computed from the repeats, or without √images."""
     oracle = standardised(sde)
-    bound = oracle_bounds(oracle, oracle.sample_data(50, seeded(0)), latent=True).posterior
+    bound = oracle_bound(oracle, oracle.sample_data(50, seeded(0)), latent=True)
     expected = bound.per_image.std().item() / math.sqrt(50)
     assert bound.total.image_error == pytest.approx(expected)
     assert bound.terms["rate"].monte_carlo_error == pytest.approx(0, abs=1e-12)
@@ -357,21 +345,16 @@ def test_an_ignored_latent_leaves_the_prior_and_its_rate(sde: SDE) -> None:
 
 def test_the_parity_option_reaches_the_bound(sde: SDE) -> None:
     """Catches an option that is accepted and ignored."""
-    oracle = standardised(sde)
+    oracle, costs = standardised(sde), []
 
     def wavy(x_t: Tensor, t: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(x_t, torch.sin(x_t))
 
-    full, dropped = (
-        oracle_bounds(
-            oracle,
-            normal((6, 2), 0),
-            latent=True,
-            posterior=Posterior(oracle.prior_score, wavy, log_determinant=option),
-        )
-        for option in (True, False)
-    )
-    assert not torch.allclose(full.posterior.per_image, dropped.posterior.per_image)
+    for option in (True, False):
+        posterior = Posterior(oracle.prior_score, wavy, log_determinant=option)
+        bound = oracle_bound(oracle, normal((6, 2), 0), latent=True, posterior=posterior)
+        costs.append(bound.per_image)
+    assert not torch.allclose(*costs)
 
 
 def test_the_integrand_adds_up_to_the_diffusion_term(sde: SDE) -> None:
@@ -398,8 +381,8 @@ def test_the_integrand_adds_up_to_the_diffusion_term(sde: SDE) -> None:
 def test_a_bin_without_draws_is_not_a_number(sde: SDE) -> None:
     """Catches a zero drawn where nothing is known."""
     oracle = standardised(sde)
-    x_0 = oracle.sample_data(1, seeded(0))
-    bound = oracle_bounds(oracle, x_0, latent=False, repeats=2, draws=1, bins=10).prior
+    x_0, few = oracle.sample_data(1, seeded(0)), {"repeats": 2, "draws": 1, "bins": 10}
+    bound = oracle_bound(oracle, x_0, latent=False, **few)
     assert bound.integrand.mean.isnan().sum() >= 8
 
 
@@ -432,20 +415,16 @@ def test_the_cost_below_t_min_is_that_part_of_the_diffusion_term(sde: SDE) -> No
 
     A score of zero: E‖ε − ε̂‖² = d at every λ, so each part is ½ d times its length in λ.
     """
-    end = 0.3 * noise_at_t_min(sde)
-    x_0 = normal((500, 2), 0)
-    bound = likelihood_bound(
-        x_0,
-        sde=sde,
-        posterior=lambda x_t, t: torch.zeros_like(x_t),
-        smallest_noise=end,
-        decoder=lambda x, noise: torch.zeros(len(x)).double(),
-        **BUDGET,
-    ).prior
     largest, smallest = log_snr_range(sde)
-    parts = {bound.below_t_min: -2 * math.log(0.3)}
-    parts[bound.terms["diffusion"]] = -2 * math.log(end) - smallest
-    for estimate, length in parts.items():
+    end = 0.3 * math.exp(-0.5 * largest)  # 0.3 of σ/α at t_min
+    nothing = {
+        "posterior": lambda x_t, t: torch.zeros_like(x_t),
+        "decoder": lambda x, noise: torch.zeros(len(x)).double(),
+    }
+    settings = BUDGET | nothing | {"sde": sde, "smallest_noise": end}
+    bound = likelihood_bound(normal((500, 2), 0), **settings).prior
+    whole = (bound.terms["diffusion"], -2 * math.log(end) - smallest)
+    for estimate, length in ((bound.below_t_min, -2 * math.log(0.3)), whole):
         assert abs(estimate.mean - length) <= 5 * estimate.monte_carlo_error
     assert bound.below_t_min.mean < bound.terms["diffusion"].mean
 
@@ -479,17 +458,15 @@ def test_grey_values_in_their_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("x_0", "message"),
     [
-        ({"x_0": torch.zeros(0, 1, 2, 2)}, "got no images"),
-        ({"x_0": torch.full((1, 1, 2, 2), 0.1234)}, "256 grey values"),
-        ({"x_0": torch.full((1, 1, 2, 2), 1 + GREY_STEP)}, "256 grey values"),
-        ({"x_0": torch.full((1, 1, 2, 2), math.nan)}, "256 grey values"),
+        (torch.zeros(0, 1, 2, 2), "got no images"),
+        (torch.full((1, 1, 2, 2), 0.1234), "256 grey values"),
+        (torch.full((1, 1, 2, 2), 1 + GREY_STEP), "256 grey values"),
+        (torch.full((1, 1, 2, 2), math.nan), "256 grey values"),
     ],
 )
-def test_bad_input_is_named(sde: SDE, change: dict, message: str) -> None:
+def test_bad_input_is_named(sde: SDE, x_0: Tensor, message: str) -> None:
     """Catches a division by zero or a NaN where a sentence helps."""
-    settings = {"x_0": torch.ones(2, 1, 2, 2), "sde": sde, "posterior": lambda x_t, t: x_t}
-    settings |= {**BUDGET, **change}
     with pytest.raises(UserError, match=message):
-        likelihood_bound(settings.pop("x_0"), **settings)
+        likelihood_bound(x_0, sde=sde, posterior=lambda x_t, t: x_t, **BUDGET)
