@@ -108,6 +108,15 @@ def dvc_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Pa
     return tmp_path
 
 
+@pytest.fixture
+def closed_figures() -> Iterator[None]:
+    """Close what a test has drawn: pyplot warns where many figures are open."""
+    from matplotlib import pyplot
+
+    yield
+    pyplot.close("all")
+
+
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 

@@ -2,11 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -26,6 +24,8 @@ from scorevae.evaluation.report.tables import Metric
 from scorevae.evaluation.stage import Analysis, Outputs, analyse, evaluate
 from scorevae.randomness import make_generator
 from scorevae.reconstructions import Reconstructions, save
+
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 ROOT = Path(__file__).resolve().parents[1]
 TERMS = ("bits_reconstruction", "bits_prior_matching", "bits_diffusion", "bits_rate")
@@ -64,13 +64,6 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 def found(usual: Subject) -> Analysis:
     """All parts, run once."""
     return analyse(usual, PARTS, lambda part: None)
-
-
-@pytest.fixture(autouse=True)
-def close_figures() -> Iterator[None]:
-    """Pyplot warns where many are open."""
-    yield
-    plt.close("all")
 
 
 def test_every_part_runs(found: Analysis) -> None:
