@@ -58,30 +58,24 @@ def test_points_are_those_of_the_rows() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"seed": 1},
-        {"sde.kind": "ve"},
-        {"presets.digits.latent": 8},
-        {"preset": "mnist"},
-        {"scorevae.l2": None, "vae.l2": "!"},
-        {"State": "Running"},
-        {"State": "Queued"},
+        {"seed": 1}, {"sde.kind": "ve"}, {"presets.digits.latent": 8}, {"preset": "mnist"},
+        {"scorevae.l2": None, "vae.l2": "!"}, {"State": "Running"}, {"State": "Queued"},
         {"State": "Failed"},
     ],
-)
+)  # fmt: skip
 def test_other_experiments_are_left_out(changes: dict[str, Any]) -> None:
     """Catches a curve through runs that differ in more than β, or that never ended."""
     usual = [WORKSPACE, row(0.1)]
     assert points([*usual, row(0.5, **changes)]) == points(usual)
 
 
-@pytest.mark.parametrize("changes", [{"presets.mnist.latent": 8}, {"evaluate.figure_images": 1}])
-def test_what_changes_no_number_is_no_difference(changes: dict[str, Any]) -> None:
-    """Catches experiments lost because another preset was edited since."""
-    assert len(points([WORKSPACE, row(0.1, **changes)])) == 4
+def test_what_changes_no_number_is_no_difference() -> None:
+    """Catches experiments lost because another preset was edited since.
 
-
-def test_one_beta_is_one_point() -> None:
-    """Catches the commit's own row drawn beside the workspace's."""
+    And the commit's own row drawn beside the workspace's.
+    """
+    for changes in ({"presets.mnist.latent": 8}, {"evaluate.figure_images": 1}):
+        assert len(points([WORKSPACE, row(0.1, **changes)])) == 4
     found = points([WORKSPACE, row(0.01, "main"), row(0.1)])
     assert [p.experiment for p in found] == ["workspace", "abc"] * 2
 
