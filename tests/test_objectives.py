@@ -317,18 +317,6 @@ def test_likelihood_weighting_with_beta_one_is_the_bound(sde: SDE) -> None:
     assert worse.mean() < log_density - five_errors(worse)
 
 
-def test_the_rate_enters_linearly_and_summed(sde: SDE) -> None:
-    """β on the wrong term, or a rate averaged over latents: β would change by their number."""
-    oracle = skewed(sde)
-    x_0 = oracle.sample_data(COUNT, seeded(0))
-    rate = oracle.encode(x_0, scalar(0.0)).kl_per_latent().sum(1)
-    for beta in (0.0, 0.01, 2.0):
-        losses = encoder_losses(oracle, beta=beta)
-        assert set(losses) == {"loss", "diffusion", "rate"}
-        torch.testing.assert_close(losses["rate"], rate)
-        torch.testing.assert_close(losses["loss"], losses["diffusion"] + beta * rate)
-
-
 class Shifted(torch.nn.Module):
     """The oracle's encoder with a mean at t = 0 and one at t > 0 that can be moved."""
 
@@ -557,7 +545,8 @@ def test_draws_have_their_order(name: str, dtype: torch.dtype) -> None:
 def test_encoder_loss_by_hand(sde: SDE, weighting: str, time: str) -> None:
     """Catches a draw that reaches the loss in the wrong place, image by image.
 
-    With the oracle's networks prior and correction together are the score of p_t(x_t|z).
+    Or β on the wrong term, or a rate averaged over latents. With the oracle's networks prior and
+    correction together are the score of p_t(x_t|z).
     """
     oracle = skewed(sde)
     x_0 = oracle.sample_data(5, seeded(0))
