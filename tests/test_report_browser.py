@@ -124,20 +124,14 @@ def light(tmp_path_factory: pytest.TempPathFactory, page: str) -> dict:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_is_wider_than_the_screen(light: dict, width: int) -> None:
-    """Catches a table, figure, command or word that makes the page scroll sideways."""
+def test_page_fits_the_screen_and_is_shown(light: dict, width: int) -> None:
+    """Catches a table, figure, command or word that makes the page scroll sideways.
+
+    And what the page's own policy blocks, pictures distorted or shrunk, or print below 11 pixels.
+    """
     found = light[str(width)]
     assert found["inner"] == width >= found["scroll"]
     assert (found["outside"], found["spilled"]) == ([], [])
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_pictures_and_style_are_shown(light: dict, width: int) -> None:
-    """Catches what the page's own policy blocks, pictures distorted or shrunk, and small print.
-
-    Print is small below 11 pixels.
-    """
-    found = light[str(width)]
     assert found["background"] == "rgb(247, 247, 245)"
     assert found["smallest"] >= 11
     assert [tuple(image["natural"]) for image in found["images"]] == list(SIZES.values())
