@@ -56,22 +56,12 @@ def start(folder: Path, uri: str, *command: str) -> "subprocess.Popen[str]":
     """Python as a user without DVC runs it whose state and tracking lie in the folder."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     environment = own | {
-        "SCOREVAE_STATE": str(folder / "state"),
-        "MLFLOW_TRACKING_URI": uri,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "GIT_CEILING_DIRECTORIES": str(folder.parent),
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-    }
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=pipe,
-        stderr=pipe,
-    )
+        "SCOREVAE_STATE": str(folder / "state"), "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_CEILING_DIRECTORIES": str(folder.parent),
+        "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **pipes)
 
 
 LESS_PATIENT = f"""
@@ -143,6 +133,14 @@ def sync(folder: Path, uri: str) -> str:
     output, errors = done.communicate(timeout=PATIENCE)
     assert (done.returncode, errors) == (0, ""), output + errors
     return output
+
+
+def check_completed(folder: Path, uri: str, ended: Ended, missing: int) -> None:
+    """Sync adds to the stage's run what it lacks, once."""
+    expected = f"train_vae_baseline: {missing} of {len(ended.points)} points to run "
+    for said in (expected, "nothing to add"):
+        assert said in sync(folder, uri)
+        assert histories(uri) == sorted(ended.points)
 
 
 @pytest.fixture(scope="module")
@@ -260,11 +258,9 @@ def artifacts_on_a_full_disk(folder: Path) -> Iterator[str]:
     mounted.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mounted)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"no mount here: {error}")
-    if done.returncode != 0:
-        pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
+        subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount here: {getattr(error, 'stderr', error)}")
     try:
         filler = mounted / "filler"
         with suppress(OSError), filler.open("wb", 0) as file:
@@ -290,9 +286,7 @@ def test_numbers_arrive_without_artifacts(
         ended = finish(folder, start_stage(folder, uri))
         check_undisturbed(ended, undisturbed, "artifacts", reason)
         assert histories(uri) == sorted(ended.points)
-    assert f"train_vae_baseline: 0 of {len(ended.points)} points to run " in sync(folder, uri)
-    assert "nothing to add" in sync(folder, uri)
-    assert histories(uri) == sorted(ended.points)
+    check_completed(folder, uri, ended, 0)
 
 
 def real_server(folder: Path, port: int) -> AbstractContextManager["subprocess.Popen[bytes]"]:
@@ -332,10 +326,7 @@ def test_server_killed_in_mid_training(home: Path) -> None:
     before, total = points_recorded(folder), len(ended.points)
     assert 10 <= before < total
     with real_server(folder, port):
-        assert f"{total - before} of {total} points to run " in sync(folder, uri)
-        assert histories(uri) == sorted(ended.points)
-        assert "nothing to add" in sync(folder, uri)
-        assert histories(uri) == sorted(ended.points)
+        check_completed(folder, uri, ended, total - before)
 
 
 @pytest.mark.slow
