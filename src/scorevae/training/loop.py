@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,11 +33,9 @@ class State(Protocol):
 
     def load(self) -> dict[str, Any] | None:
         """The last saved state, or None at the start."""
-        ...
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state atomically."""
-        ...
 
 
 def save_interval() -> float:
@@ -46,13 +45,10 @@ def save_interval() -> float:
         UserError: the variable is no number of seconds.
     """
     text = os.environ.get("SCOREVAE_SAVE_SECONDS", SAVE_SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds >= 0:  # NaN too
-        raise UserError(f"SCOREVAE_SAVE_SECONDS={text}: give a number of seconds, 0 or more")
-    return seconds
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 0:  # which NaN is not
+            return seconds
+    raise UserError(f"SCOREVAE_SAVE_SECONDS={text}: give a number of seconds, 0 or more")
 
 
 class LossModule(nn.Module):
@@ -132,18 +128,11 @@ def fit(
     SIGTERM, SIGINT and the end of the DVC that started it save the state first; a SIGKILL loses at
     most the ``SCOREVAE_SAVE_SECONDS`` (300) between two savings.
 
-    Args:
-        module: what is trained; it is modified.
-        objective: named losses of shape (batch,), see :mod:`scorevae.objectives`.
-        batches: the images of a step, of the share of this process.
-        settings: steps, batch, learning rate and the rest.
-        seed: of the experiment.
-        name: of this run, part of every derived seed.
-        record: receives (step, numbers); on resuming, earlier ones once more, in order.
-        validate: numbers for the averaged weights, every ``validate_every`` steps and at the end;
-            of their ``test_loss`` the last record says by ``falling`` whether it still does.
-        state: keeps the resumable state.
-        accelerator: device and processes.
+    ``module`` is modified. The objective gives named losses of shape (batch,), ``batches`` this
+    process's share of a step's images, ``validate`` numbers for the averaged weights, asked for
+    every ``validate_every`` steps and at the end; of their ``test_loss`` the last record says by
+    ``falling`` whether it still does. ``record`` receives (step, numbers); on
+    resuming, earlier ones once more, in order.
 
     Raises:
         UserError: loss or gradient were not finite in MAX_SKIPPED steps in a row, or the state
@@ -156,14 +145,15 @@ def fit(
     prepared, optimizer = accelerator.prepare(loss_module, optimizer)
     averaged = average(module, settings.ema)
     log = _Log(record, settings.log_every)
-    first = _restore(state, module, optimizer, averaged, log)
-    skipped = 0
+    kept = {"module": module, "optimizer": optimizer, "averaged": averaged, "log": log}
+    first, skipped = _restore(state, kept), 0
     module.requires_grad_(True).train()
     with stop_requests() as stopping, progress(name, first, settings.steps) as bar:
         saved_at = time.monotonic()
         for step in range(first, settings.steps):
+            rate = learning_rate(settings, step)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
+                group["lr"] = rate
             rank = accelerator.process_index
             torch.manual_seed(derive_seed(seed, name, "network", step, rank))  # dropout
             generator = make_generator(accelerator.device, seed, name, "loss", step, rank)
@@ -171,6 +161,7 @@ def fit(
             optimizer.zero_grad()
             accelerator.backward(losses["loss"])
             norm = accelerator.clip_grad_norm_(module.parameters(), settings.clip)
+            shown = {**losses, "gradient_norm": norm}
             # of all processes, so that they skip together
             loss = accelerator.reduce(losses["loss"].detach(), "mean")
             if torch.stack([norm, loss]).isfinite().all():  # the step's one wait for the device
@@ -179,16 +170,20 @@ def fit(
                 skipped = 0
             else:
                 skipped += 1
-                _check_skipped(skipped, name, step, losses, norm, optimizer)
-            log.add(step + 1, {**losses, "gradient_norm": norm})
+                if skipped == MAX_SKIPPED:
+                    raise _not_finite(name, step, shown, rate)
+            log.add(step + 1, shown)
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.validate_every == 0:
-                log.validated(step + 1, _validated(validate, averaged.module), last=last)
+                averaged.module.eval()
+                log.validated(step + 1, validate(averaged.module), last=last)
+                averaged.module.train()
             bar(step + 1, log.latest)
             reason = stopping()
             if last or reason or time.monotonic() - saved_at > interval:
                 if accelerator.is_main_process:
-                    state.save(_snapshot(step + 1, module, optimizer, averaged, log))
+                    parts = {part: saved.state_dict() for part, saved in kept.items()}
+                    state.save({"step": step + 1, **parts})
                 saved_at = time.monotonic()
             if reason:
                 raise Interrupted(
@@ -198,63 +193,23 @@ def fit(
     return averaged.module.eval().requires_grad_(False)
 
 
-def _validated(validate: Validate, module: nn.Module) -> dict[str, float]:
-    module.eval()
-    numbers = validate(module)
-    module.train()
-    return numbers
-
-
-def _check_skipped(
-    skipped: int,
-    name: str,
-    step: int,
-    losses: dict[str, Tensor],
-    norm: Tensor,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    if skipped < MAX_SKIPPED:
-        return
-    values = {**losses, "gradient_norm": norm}
-    terms = ", ".join(f"{term} {value.item():.4g}" for term, value in values.items())
-    raise UserError(
-        f"{name}: step {step}: loss or gradient were not finite in {skipped} steps in a row "
-        f"({terms}, learning rate {optimizer.param_groups[0]['lr']:.3g}); lower learning_rate, "
-        "raise warmup, lower clip, or set precision to 'no'. The last good state is kept"
-    )
-
-
-def _snapshot(
-    step: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel,
-    log: "_Log",
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "averaged": averaged.state_dict(),
-        "log": log.state(),
-    }
-
-
-def _restore(
-    state: State,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel,
-    log: "_Log",
-) -> int:
+def _restore(state: State, kept: dict[str, Any]) -> int:
+    """Load the last state, if there is one, into what it was taken of; return its step."""
     saved = state.load()
     if saved is None:
         return 0
-    module.load_state_dict(saved["module"])
-    optimizer.load_state_dict(saved["optimizer"])
-    averaged.load_state_dict(saved["averaged"])
-    log.restore(saved["log"])
+    for name, part in kept.items():
+        part.load_state_dict(saved[name])
     return int(saved["step"])
+
+
+def _not_finite(name: str, step: int, values: dict[str, Tensor], rate: float) -> UserError:
+    terms = ", ".join(f"{term} {value.item():.4g}" for term, value in values.items())
+    return UserError(
+        f"{name}: step {step}: loss or gradient were not finite in {MAX_SKIPPED} steps in a row "
+        f"({terms}, learning rate {rate:.3g}); lower learning_rate, raise warmup, lower clip, or "
+        "set precision to 'no'. The last good state is kept"
+    )
 
 
 class _Log:
@@ -296,7 +251,7 @@ class _Log:
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "sums": self._sums,
             "count": self._count,
@@ -304,7 +259,7 @@ class _Log:
             "seconds": self._seconds(),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         self._sums, self._count = saved["sums"], saved["count"]
         self._rows, self._seconds_before = saved["rows"], saved["seconds"]
         for step, numbers in self._rows:

@@ -111,8 +111,9 @@ class TrainingRun:
     ) -> nn.Module:
         """Train one network by :func:`scorevae.training.loop.fit` and return its average."""
         assert self._state is not None, "fit outside of state()"
-        share = self.accelerator.process_index, self.accelerator.num_processes
         name = f"{self.stage}/{phase}"
+        seed, device = derive_seed(self.seed, name), self.device
+        share = self.accelerator.process_index, self.accelerator.num_processes
         keys = f"presets.{self._preset}.{SETTINGS[phase]}"
         remedy = f"lower {keys}.batch ({settings.batch})"
         if settings.precision == "no":
@@ -124,17 +125,13 @@ class TrainingRun:
                 self._tracker.record(phase, step, numbers)
 
         with global_seed(self.seed, name), explaining_memory(remedy):
+            images = batches(
+                self._train, settings.batch, seed, flip=self._flip, device=device, share=share
+            )
             return fit(
                 network,
                 objective,
-                batches(
-                    self._train,
-                    settings.batch,
-                    derive_seed(self.seed, name),
-                    flip=self._flip,
-                    device=self.device,
-                    share=share,
-                ),
+                images,
                 settings,
                 seed=self.seed,
                 name=name,
