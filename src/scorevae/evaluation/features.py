@@ -19,9 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable
-from scorevae.evaluation.lpips import locate
 from scorevae.randomness import derive_seed, global_seed
-from scorevae.runtime.published import check_digest, weights_file
+from scorevae.runtime.published import check_digest, locate, weights_file
 from scorevae.shapes import AnyImages, Labels
 
 Features = Float[Tensor, "_ feature"]

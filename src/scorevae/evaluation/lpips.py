@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from scorevae.config import LPIPSConfig, LPIPSNet
 from scorevae.errors import Unavailable, UserError
 from scorevae.runtime.files import replacing
-from scorevae.runtime.published import (
-    WeightsFile,
-    check_digest,
-    kept_or_downloaded,
-    own_file,
-    weights_file,
-)
+from scorevae.runtime.published import WeightsFile, check_digest, locate, weights_file
 from scorevae.shapes import Images
 
 SMALLEST = 32  # pixels; the trunks' strides and poolings exhaust smaller images
@@ -76,24 +70,6 @@ def prepare_trunks(settings: LPIPSConfig, size: int, folder: Path, *, key: str =
     return "; ".join(f"lpips {net} {text}" for net, text in status.items())
 
 
-def locate(file: WeightsFile, own: str | None, key: str, what: str) -> Path:
-    """The user's file, else the one in TORCH_HOME, else a fresh download there.
-
-    Raises:
-        Unavailable: it cannot be downloaded.
-        UserError: the user's file is not there; ``key`` is named.
-    """
-    if own is not None:
-        return own_file(own, key)
-    try:
-        return kept_or_downloaded(file)
-    except (OSError, RuntimeError) as error:
-        raise Unavailable(
-            f"{what} {file.name} cannot be downloaded ({error}); name the file in {key}, or put "
-            "it under $TORCH_HOME/hub/checkpoints"
-        ) from None
-
-
 def _store(source: Path, file: WeightsFile, net: LPIPSNet, target: Path) -> str:
     """Check a trunk's file, keep its convolutions as safetensors, return its SHA-256."""
     digest = check_digest(source, file, file.name)
@@ -117,8 +93,9 @@ def load_lpips(folder: Path, net: LPIPSNet) -> nn.Module:
             raise Unavailable(f"lpips {net} {why}")
         trunk = load_file(folder / f"{net}.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        message = f"{folder}: no LPIPS trunk ({error}); run the stage download again"
-        raise UserError(message) from None
+        raise UserError(
+            f"{folder}: no LPIPS trunk ({error}); run the stage download again"
+        ) from None
     return build(net, trunk)
 
 

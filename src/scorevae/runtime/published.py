@@ -8,7 +8,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from torch.hub import download_url_to_file, get_dir
 
-from scorevae.errors import UserError
+from scorevae.errors import Unavailable, UserError
 from scorevae.runtime.files import is_disk_full, lasting_folder, own_path, sha256
 
 
@@ -26,29 +26,27 @@ def weights_file(url: str) -> WeightsFile:
     return WeightsFile(url, name, Path(name).stem.rpartition("-")[2])
 
 
-def own_file(name: str, key: str) -> Path:
-    """The user's file of weights, see :func:`scorevae.runtime.files.own_path`.
+def locate(file: WeightsFile, own: str | None, key: str, what: str) -> Path:
+    """The user's file, else the one in TORCH_HOME, else a fresh download there, checked.
 
     Raises:
-        UserError: there is nothing at that path, or a folder; ``key`` is named.
+        Unavailable: it cannot be downloaded, or what came has another SHA-256.
+        UserError: there is nothing at the user's path, or a folder; ``key`` is named.
     """
-    path = own_path(name, key)
-    if not path.is_file():
-        raise UserError(f"{key}: {name!r} is no file; name one, or null")
-    return path
-
-
-def kept_or_downloaded(file: WeightsFile) -> Path:
-    """The file in TORCH_HOME, else a fresh download there, whose SHA-256 is checked.
-
-    Raises:
-        OSError: it is not there and cannot be downloaded (URLError is an OSError).
-        RuntimeError: what came is another file.
-    """
+    if own is not None:
+        if not (path := own_path(own, key)).is_file():
+            raise UserError(f"{key}: {own!r} is no file; name one, or null")
+        return path
     path = Path(get_dir()) / "checkpoints" / file.name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=False)
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(file.url, str(path), hash_prefix=file.sha256, progress=False)
+    except (OSError, RuntimeError) as error:  # no network (URLError is an OSError), other bytes
+        raise Unavailable(
+            f"{what} {file.name} cannot be downloaded ({error}); name the file in {key}, or put "
+            "it under $TORCH_HOME/hub/checkpoints"
+        ) from None
     return path
 
 
