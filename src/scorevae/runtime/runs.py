@@ -249,10 +249,15 @@ def one_line(what: object) -> str:
 
 def _git_commit() -> str:
     """The commit of the working copy, "unknown" outside Git."""
+    return git(Path(), "rev-parse", "HEAD") or "unknown"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git prints in a folder; empty where it fails or is not installed."""
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return ""
     return done.stdout.strip()

@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from scorevae.config import Config, flatten, load_config
 from scorevae.errors import UserError
 from scorevae.evaluation.report.page import Provenance
+from scorevae.runtime.runs import git
 
 YAML = {"None": "null", "True": "true", "False": "false"}
 LOCAL = ("data.root", "lpips.trunk")  # of the preset: where files lie on one machine
@@ -45,8 +45,8 @@ def _plain(tree: dict[str, Any]) -> dict[str, str]:
 def provenance(config: Config, params: Path, finished: str = "") -> Provenance:
     """Commit, machine and commands of a run with this parameter file, in its folder."""
     folder = params.absolute().parent
-    commit = _git(folder, "rev-parse", "HEAD")
-    dirty = bool(_git(folder, "status", "--porcelain", "--", *CODE))
+    commit = git(folder, "rev-parse", "HEAD")
+    dirty = bool(git(folder, "status", "--porcelain", "--", *CODE))
     ours, committed = parameters(config), committed_parameters(params)
     notes = []
     if not commit:
@@ -63,7 +63,7 @@ def provenance(config: Config, params: Path, finished: str = "") -> Provenance:
 
 def committed_parameters(params: Path) -> dict[str, str]:
     """All parameters in the commit's version of the file; empty where there is none."""
-    text = _git(params.absolute().parent, "show", f"HEAD:./{params.name}")
+    text = git(params.absolute().parent, "show", f"HEAD:./{params.name}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / params.name
         copy.write_text(text, encoding="utf-8")
@@ -86,17 +86,6 @@ def commands(ours: Mapping[str, str], commit: str, committed: Mapping[str, str])
     run = ["dvc exp run", *(f"-S {shlex.quote(text)}" for text in texts)]
     checkout = [f"git checkout {commit}"] if commit else []
     return [*checkout, "make .venv/installed", ". .venv/bin/activate", " ".join(run)]
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; empty where it fails or is not installed."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def hardware() -> dict[str, str]:
