@@ -393,7 +393,7 @@ def test_training_table(tmp_path: Path) -> None:
     path, phases = tmp_path / "curve.csv", []
     for rows in CURVES.values():
         path.write_text(f"phase,step,loss,seconds,test_loss,falling\n{rows}")
-        phases += training.read_phases(read_curve(path))
+        phases += read_curve(path)
     shown = page(sections=[Section("S", tables=[training.table(phases)])])
     assert shown.rows("Trainings") == {
         "VAE": ["100", "20.5", "205.0", "1.5000", "1.7500", "1.2"],

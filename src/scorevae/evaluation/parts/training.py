@@ -23,24 +23,24 @@ PHASES = {
     "diffusion_decoder": Label("Diffusion decoder", "encoder and conditional U-Net"),
 }
 FINISHED = 2.0  # percent for each doubling of the steps: a training that falls by less has ended
-Record = Mapping[str, str]  # a row of a curve file
 
 
 class Phase(NamedTuple):
-    """The end of one training, out of its curve file."""
+    """One training, out of its curve file; losses with their steps."""
 
     name: str
     steps: int
-    seconds: float
-    loss: float | None
-    test_loss: float | None
+    seconds: float  # from its own start
+    loss: list[tuple[int, float]]
+    test_loss: list[tuple[int, float]]
     falling: float | None  # percent for each doubling of the steps, at the end
 
 
 def compute(subject: Subject) -> Found:
     """A table of all trainings and their curves."""
     curves = read_curves(subject)
-    return Found(figures={"training_curves": draw(curves)}, page=[table(phases_of(curves))])
+    phases = [phase for trainings in curves.values() for phase in trainings]
+    return Found(figures={"training_curves": draw(curves)}, page=[table(phases)])
 
 
 def still_falling(subject: Subject) -> dict[str, float]:
@@ -49,59 +49,43 @@ def still_falling(subject: Subject) -> dict[str, float]:
     Raises:
         Unavailable: as :func:`read_curve`.
     """
-    phases = phases_of(read_curves(subject))
+    phases = (phase for trainings in read_curves(subject).values() for phase in trainings)
     return {phase.name: phase.falling for phase in phases if phase.falling is not None}
 
 
-def read_curves(subject: Subject) -> dict[str, list[Record]]:
+def read_curves(subject: Subject) -> dict[str, list[Phase]]:
     """The curve files of the run; raises as :func:`read_curve`."""
     names = (*CURVES, VARIANTS) if subject.config.variants else CURVES
     return {name: read_curve(subject.curves / f"{name}.csv") for name in names}
 
 
-def phases_of(curves: Mapping[str, Sequence[Record]]) -> list[Phase]:
-    """Every training that they record."""
-    return [phase for records in curves.values() for phase in read_phases(records)]
-
-
-def read_curve(path: Path) -> list[Record]:
-    """The rows of a curve file.
+def read_curve(path: Path) -> list[Phase]:
+    """The trainings that a curve file records.
 
     Raises:
         Unavailable: it is missing, a column is, or a value is no number.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            records: list[Record] = list(csv.DictReader(file))
-        read_phases(records)
+            records = list(csv.DictReader(file))
+        names = dict.fromkeys(row["phase"] for row in records)
+        return [_phase(name, [row for row in records if row["phase"] == name]) for name in names]
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise Unavailable(
             f"{path}: not a training curve ({type(error).__name__}: {error}); run the stage that "
             "trains it again"
         ) from None
-    return records
 
 
-def read_phases(records: Sequence[Record]) -> list[Phase]:
-    """The trainings that a curve file records; ``seconds`` counts from the start of each."""
-    phases = []
-    for name, own in by_phase(records).items():
-        steps = max(int(row["step"]) for row in own)
-        seconds = max(float(row["seconds"]) for row in own)
-        ends = (_last(own, column) for column in ("loss", "test_loss", "falling"))
-        phases.append(Phase(name, steps, seconds, *ends))
-    return phases
-
-
-def by_phase(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The rows of each phase of a training."""
-    names = dict.fromkeys(row["phase"] for row in records)
-    return {name: [row for row in records if row["phase"] == name] for name in names}
-
-
-def _last(records: Sequence[Record], column: str) -> float | None:
-    found = [row[column] for row in records if row.get(column)]
-    return float(found[-1]) if found else None
+def _phase(name: str, rows: Sequence[Mapping[str, str]]) -> Phase:
+    losses = (
+        [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+        for column in ("loss", "test_loss")
+    )
+    seconds = max(float(row["seconds"]) for row in rows)
+    falling = [float(row["falling"]) for row in rows if row.get("falling")]
+    steps = max(int(row["step"]) for row in rows)
+    return Phase(name, steps, seconds, *losses, falling=falling[-1] if falling else None)
 
 
 def table(phases: Sequence[Phase]) -> Table:
@@ -120,7 +104,8 @@ def table(phases: Sequence[Phase]) -> Table:
 def _row(phase: Phase) -> list[Cell]:
     head = PHASES.get(phase.name, Label(phase.name.replace("_", " ")))
     each = 1000 * phase.seconds / phase.steps if phase.steps else None
-    losses = (Number(loss, reason="not recorded") for loss in (phase.loss, phase.test_loss))
+    last = (found[-1][1] if found else None for found in (phase.loss, phase.test_loss))
+    losses = (Number(loss, reason="not recorded") for loss in last)
     spent = Number(phase.steps), Number(phase.seconds, 1), Number(each, 1, reason="no steps")
     return [head, *spent, *losses, Number(phase.falling, 1, reason="validated once")]
 
@@ -135,14 +120,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def draw(curves: Mapping[str, Sequence[Record]]) -> Figure:
+def draw(curves: Mapping[str, Sequence[Phase]]) -> Figure:
     """One panel for each curve file: the loss against steps."""
     figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
-    for axis, (name, records) in zip(axes[0], curves.items(), strict=True):
-        for phase, own in by_phase(records).items():
-            points = [row for row in own if row["loss"]]
-            steps = [int(row["step"]) for row in points]
-            axis.plot(steps, [float(row["loss"]) for row in points], label=phase)
+    for axis, (name, phases) in zip(axes[0], curves.items(), strict=True):
+        for phase in phases:
+            steps = [step for step, _ in phase.loss]
+            axis.plot(steps, [loss for _, loss in phase.loss], label=phase.name)
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axis.legend(fontsize=8)
     figure.tight_layout()
