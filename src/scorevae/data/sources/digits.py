@@ -40,7 +40,7 @@ def read_digits(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
         )
     parts = train_test_split(np.arange(count), test_size=share, random_state=seed, stratify=labels)
     for split, rows in zip(SPLITS, parts, strict=True):
-        writer.images(split, iter([images[rows]]))
+        writer.images(split, [images[rows]])
         writer.labels(split, labels[rows])
     return Origin(
         source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)",

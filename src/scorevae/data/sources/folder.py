@@ -9,7 +9,7 @@ from scorevae.config import DataConfig
 from scorevae.data.arrays import SplitName
 from scorevae.data.sources.pixels import SUFFIXES, BadImage, decode
 from scorevae.data.sources.trees import image_files
-from scorevae.data.sources.writer import CHUNK, DatasetWriter, Origin, array_writer
+from scorevae.data.sources.writer import CHUNK, DatasetWriter, Origin
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed
 from scorevae.runtime.progress import progress
@@ -61,11 +61,11 @@ def _read(
     """Decode every file once, in the order of the tree; names, their pixels, number skipped."""
     names: list[str] = []
     bad: list[str] = []
-    scratch, shape = writer.folder / "scratch.npy", writer.row_shape
-    with array_writer(scratch, np.uint8, shape) as rows, progress("images", 0, None) as report:
+    scratch = writer.folder / "scratch"
+    with scratch.open("wb") as rows, progress("images", 0, None) as report:
         for file in image_files(root, writer.folder):
             try:
-                rows.append(decode(file.read(), settings.image)[None])
+                rows.write(decode(file.read(), settings.image).data)
                 names.append(file.name)
             except BadImage as reason:
                 bad.append(f"{root / file.name}: {reason}")
@@ -73,7 +73,7 @@ def _read(
                     print(f"warning: {bad[-1]}; skipped", file=sys.stderr, flush=True)
             report(len(names))
     _check(root, len(names), bad, writer.key)
-    pixels = np.load(scratch, mmap_mode="r")
+    pixels = np.memmap(scratch, np.uint8, "r", shape=(len(names), *writer.row_shape))
     scratch.unlink()  # stays readable through the mapping, and is gone with it
     return names, pixels, len(bad)
 

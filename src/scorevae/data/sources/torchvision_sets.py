@@ -47,7 +47,7 @@ def read_mnist(settings: DataConfig, root: Path | None, writer: DatasetWriter) -
     for split, dataset in _both(MNIST, base):
         rng = np.random.default_rng(derive_seed(settings.split_seed, "order", split))
         order = rng.permutation(len(dataset.data))
-        writer.images(split, iter([dataset.data.numpy()[order, ..., None]]))
+        writer.images(split, [dataset.data.numpy()[order, ..., None]])
         writer.labels(split, dataset.targets.numpy()[order])
     return Origin(
         source="MNIST (LeCun, Cortes, Burges), official files",
@@ -107,7 +107,7 @@ def read_cifar10(
     else:
         return read_folder(settings, root, writer)
     for split, part in _both(kind, base):
-        writer.images(split, iter([part.data]))
+        writer.images(split, [part.data])
         writer.labels(split, np.asarray(part.targets))
     return Origin(
         source="CIFAR-10 (A. Krizhevsky 2009), official files",
