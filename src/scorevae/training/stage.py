@@ -4,6 +4,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from scorevae.runtime.files import replacing
 from scorevae.runtime.memory import explaining_memory
 from scorevae.runtime.state import StateFolder, code_of, resumable, state_folder, state_key
 from scorevae.runtime.tracking import Tracker, track
-from scorevae.shapes import StoredImages
+from scorevae.shapes import Images, StoredImages
 from scorevae.training.loop import fit
 
 CURVE_SECONDS = 10.0  # the least time between two writings of the curve file
@@ -62,29 +63,23 @@ class Curve:
         self._written = time.monotonic()
 
 
+@dataclass
 class TrainingRun:
     """One training stage in progress."""
 
-    def __init__(
-        self,
-        stage: str,
-        config: Config,
-        images: tuple[StoredImages, StoredImages],
-        curve: Curve,
-        tracker: Tracker,
-    ) -> None:
-        train, test = images
-        self.stage = stage
-        self.seed = config.seed
-        self._preset = config.preset
-        self.accelerator = Accelerator()
-        self.device = self.accelerator.device
-        self._train = train
-        self._flip = config.selected.flip
-        self._test = to_tensor(test[:VALIDATION_IMAGES])
-        self._curve = curve
-        self._tracker = tracker
-        self._state: StateFolder | None = None
+    stage: str
+    config: Config
+    train: StoredImages
+    test: Images  # the first VALIDATION_IMAGES
+    curve: Curve
+    tracker: Tracker
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    _state: StateFolder | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are trained."""
+        return self.accelerator.device
 
     @contextmanager
     def state(
@@ -94,7 +89,10 @@ class TrainingRun:
 
         Of several processes (``accelerate launch``) the main one holds the state for all.
         """
-        key = state_key([self.seed, self._flip, *settings], [*inputs, *code_of(self.stage)])
+        key = state_key(
+            [self.config.seed, self.config.selected.flip, *settings],
+            [*inputs, *code_of(self.stage)],
+        )
         alone = self.accelerator.is_main_process
         held = resumable(self.stage, key) if alone else nullcontext(state_folder(self.stage, key))
         with held as self._state:
@@ -103,7 +101,7 @@ class TrainingRun:
 
     def build(self, construct: Callable[[], nn.Module]) -> nn.Module:
         """Construct a network on the device; its initial weights follow from the seed."""
-        with global_seed(self.seed, self.stage, "weights"):
+        with global_seed(self.config.seed, self.stage, "weights"):
             return construct().to(self.device)
 
     def fit(
@@ -112,28 +110,33 @@ class TrainingRun:
         """Train one network by :func:`scorevae.training.loop.fit` and return its average."""
         assert self._state is not None, "fit outside of state()"
         name = f"{self.stage}/{phase}"
-        seed, device = derive_seed(self.seed, name), self.device
+        seed, device = derive_seed(self.config.seed, name), self.device
         share = self.accelerator.process_index, self.accelerator.num_processes
-        keys = f"presets.{self._preset}.{SETTINGS[phase]}"
+        keys = f"presets.{self.config.preset}.{SETTINGS[phase]}"
         remedy = f"lower {keys}.batch ({settings.batch})"
         if settings.precision == "no":
             remedy += f", or set {keys}.precision to bf16"
 
         def record(step: int, numbers: dict[str, float]) -> None:
             if self.accelerator.is_main_process:
-                self._curve.add(phase, step, numbers)
-                self._tracker.record(phase, step, numbers)
+                self.curve.add(phase, step, numbers)
+                self.tracker.record(phase, step, numbers)
 
-        with global_seed(self.seed, name), explaining_memory(remedy):
+        with global_seed(self.config.seed, name), explaining_memory(remedy):
             images = batches(
-                self._train, settings.batch, seed, flip=self._flip, device=device, share=share
+                self.train,
+                settings.batch,
+                seed,
+                flip=self.config.selected.flip,
+                device=device,
+                share=share,
             )
             return fit(
                 network,
                 objective,
                 images,
                 settings,
-                seed=self.seed,
+                seed=self.config.seed,
                 name=name,
                 record=record,
                 validate=lambda module: self._test_losses(module, objective, settings.batch),
@@ -145,22 +148,22 @@ class TrainingRun:
         self, module: nn.Module, objective: Objective, batch: int
     ) -> dict[str, float]:
         """Mean losses over test images, same noise every time; nothing is chosen by them."""
-        generator = make_generator(self.device, self.seed, self.stage, "validation")
+        generator = make_generator(self.device, self.config.seed, self.stage, "validation")
         sums: dict[str, float] = {}
         with torch.no_grad():
-            for chunk in self._test.split(batch):
+            for chunk in self.test.split(batch):
                 for name, values in objective(module, chunk.to(self.device), generator).items():
                     sums[name] = sums.get(name, 0.0) + values.sum().item()
-        return {f"test_{name}": total / len(self._test) for name, total in sums.items()}
+        return {f"test_{name}": total / len(self.test) for name, total in sums.items()}
 
     def save(self, path: Path, network: nn.Module, header: Header) -> None:
         """Write curve, then weights."""
         if not self.accelerator.is_main_process:
             return
-        self._curve.write()
+        self.curve.write()
         save_weights(path, network, header)
-        self._tracker.artifact(self._curve.path)
-        self._tracker.weights("wrote", path)
+        self.tracker.artifact(self.curve.path)
+        self.tracker.weights("wrote", path)
 
     def save_folder(self, folder: Path, trained: Mapping[str, Trained]) -> None:
         """Write curve, then a folder with the weights of all, each ``<name>.safetensors``."""
@@ -181,8 +184,9 @@ def training_stage(
 ) -> Iterator[TrainingRun]:
     """Open a training stage; ``reads`` are the weights that it starts from."""
     image = config.selected.data.image
-    train, test = (load_split(data, name, image).images for name in ("train", "test"))
+    train = load_split(data, "train", image).images
+    test = to_tensor(load_split(data, "test", image, VALIDATION_IMAGES).images)
     with track(stage, config) as tracker:
         for path in reads:
             tracker.weights("read", path)
-        yield TrainingRun(stage, config, (train, test), Curve(curve), tracker)
+        yield TrainingRun(stage, config, train, test, Curve(curve), tracker)
