@@ -30,7 +30,6 @@ class Draw:
     size: int  # of a batch, over all processes
     seed: int
     share: tuple[int, int]  # (rank, processes)
-    flip: bool
 
     def rows(self, step: int) -> np.ndarray:
         """Rows of the array, without replacement within an epoch."""
@@ -39,9 +38,7 @@ class Draw:
         return self._own(order[index * self.size : (index + 1) * self.size])
 
     def mirrored(self, step: int) -> np.ndarray:
-        """Which of these rows are mirrored: each with probability one half, if at all."""
-        if not self.flip:
-            return np.zeros(len(self.rows(step)), dtype=bool)
+        """Which of these rows are mirrored where mirroring is on: each with probability ½."""
         rng = np.random.default_rng(derive_seed(self.seed, "flip", step))
         return self._own(rng.random(self.size) < 0.5)
 
@@ -82,7 +79,7 @@ def batches(
             f"training.batch: got {size}; choose a number from {share[1]} (processes) to "
             f"{len(images)} (training images)"
         )
-    draw = Draw(len(images), size, seed, share, flip)
+    draw = Draw(len(images), size, seed, share)
     device = torch.device(device)
     workers = default_workers(device) if workers is None else workers
     if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
