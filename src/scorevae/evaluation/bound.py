@@ -31,7 +31,6 @@ from torch import Tensor
 
 from scorevae.errors import UserError
 from scorevae.randomness import make_generator
-from scorevae.sampling import Report
 from scorevae.score import ConditionalScore, ScoreFn
 from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Times
@@ -130,7 +129,6 @@ def likelihood_bound(
     smallest_noise: float = SMALLEST_NOISE,
     decoder: Decoder | None = None,
     bins: int = 40,
-    report: Report = lambda done: None,
 ) -> Bounds:
     """Bounds on −ln p(x_0), see the module; results are on the CPU.
 
@@ -143,7 +141,6 @@ def likelihood_bound(
 
     At σ_ε/α_ε = ``smallest_noise`` the integral ends and ``decoder`` begins: E ln p(x_0|x_ε), by
     default :func:`grey_values`; with a density in its place the bound is one on a density.
-    ``report`` is called with the number of images done.
 
     Raises:
         UserError: no images, or values that are no grey values.
@@ -159,9 +156,8 @@ def likelihood_bound(
     )
     parts = []
     for first in range(0, len(x_0), batch):
-        rows = slice(first, min(first + batch, len(x_0)))
+        rows = slice(first, first + batch)
         parts.append(_sample(sde, posterior, x_0[rows], levels.log_snr[rows], seed, first))
-        report(rows.stop)
     noise, alone, *latent = (torch.cat(column) for column in zip(*parts, strict=True))
     no_rate = torch.zeros(len(x_0), dtype=torch.float64)
     prior = _bound(sde, x_0, levels, exact | {"rate": no_rate}, noise, alone, bins)

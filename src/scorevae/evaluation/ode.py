@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scorevae.errors import UserError
 from scorevae.evaluation.bound import GREY_STEP, SMALLEST_NOISE, Estimate, Nats, estimate, extended
 from scorevae.randomness import make_generator
-from scorevae.sampling import Report
 from scorevae.score import ScoreFn
 from scorevae.sde import SDE, log_snr_range
 from scorevae.shapes import Data
@@ -63,7 +62,6 @@ def ode_log_likelihood(
     seed: int,
     tolerance: float,
     smallest_noise: float = SMALLEST_NOISE,
-    report: Report = lambda done: None,
 ) -> ODELikelihood:
     """−ln p(x_0) of 8-bit images in [−1, 1], uniformly dequantised; results are on the CPU.
 
@@ -74,8 +72,7 @@ def ode_log_likelihood(
     ``prior`` is differentiated forwards, which its ``torch.no_grad`` does not prevent. The
     Monte-Carlo error needs two ``repeats`` of u and signs for each image; ``batch`` images share
     the solver's steps, whose ``tolerance`` is relative and absolute, 1e-5 in Song et al. 2020. The
-    ODE starts at x_ε = α_ε x_0 with σ_ε/α_ε = ``smallest_noise``. ``report`` is called with the
-    number of images done.
+    ODE starts at x_ε = α_ε x_0 with σ_ε/α_ε = ``smallest_noise``.
 
     Raises:
         UserError: no images, or no repeats.
@@ -101,7 +98,6 @@ def ode_log_likelihood(
             drawn.append(-nats - x_0[0].numel() * math.log(GREY_STEP))
             evaluations.append(count)
         costs.append(torch.stack(drawn, dim=1))
-        report(first + len(chunk))
     values = torch.cat(costs)
     return ODELikelihood(
         dimensions=x_0[0].numel(),
