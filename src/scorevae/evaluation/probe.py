@@ -24,11 +24,7 @@ class Labelled(NamedTuple):
 
 
 def labelled(vectors: Vectors, labels: Labels | None) -> Labelled:
-    """Vectors with their labels.
-
-    Raises:
-        Unavailable: there are no labels.
-    """
+    """Vectors with their labels; raise Unavailable where there are none."""
     if labels is None:
         raise Unavailable("latents: the data have no labels")
     assert len(vectors) == len(labels), (len(vectors), len(labels))

@@ -22,11 +22,7 @@ def find(root: Path, name: str) -> Path | None:
 
 
 def check_md5(path: Path, md5: str) -> Path:
-    """Return the path of a file whose MD5 is the official one.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Return the path of a file whose MD5 is the official one; else raise UserError."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:

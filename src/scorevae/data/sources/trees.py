@@ -30,11 +30,7 @@ class ImageFile(NamedTuple):
     path: Path
 
     def read(self) -> bytes:
-        """Its content.
-
-        Raises:
-            BadImage: it is too large or cannot be read.
-        """
+        """Its content; raise BadImage if it is too large or cannot be read."""
         try:
             if self.path.stat().st_size > MAX_FILE_BYTES:
                 raise BadImage(f"larger than {MAX_FILE_BYTES} bytes")
