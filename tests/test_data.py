@@ -232,7 +232,7 @@ def test_images_travel_to_a_worker(tmp_path: Path, limit: int | None, mapped: bo
     images = write_split(tmp_path, count=1000)[:limit]
     if mapped:
         images = load_split(tmp_path, "train", GREY, limit).images
-    stored = reading._Stored(images, reading.Draw(len(images), 8, 3, (0, 1)))
+    stored = reading._Stored(images, reading.Draw(len(images), 8, 3, slice(None)))
     sent = pickle.dumps(stored)
     assert (len(sent) < 1000) == mapped  # 40 images are 2,560 bytes
     received = pickle.loads(sent)

@@ -29,22 +29,18 @@ class Draw:
     count: int
     size: int  # of a batch, over all processes
     seed: int
-    share: tuple[int, int]  # (rank, processes)
+    own: slice  # of a batch: the rows of this process
 
     def rows(self, step: int) -> np.ndarray:
         """Rows of the array, without replacement within an epoch."""
         epoch, index = divmod(step, self.count // self.size)
         order = _permutation(derive_seed(self.seed, "epoch", epoch), self.count)
-        return self._own(order[index * self.size : (index + 1) * self.size])
+        return order[index * self.size : (index + 1) * self.size][self.own]
 
     def mirrored(self, step: int) -> np.ndarray:
         """Which of these rows are mirrored where mirroring is on: each with probability ½."""
         rng = np.random.default_rng(derive_seed(self.seed, "flip", step))
-        return self._own(rng.random(self.size) < 0.5)
-
-    def _own(self, batch: np.ndarray) -> np.ndarray:
-        rank, processes = self.share
-        return batch[rank::processes]
+        return (rng.random(self.size) < 0.5)[self.own]
 
 
 @lru_cache(maxsize=2)
@@ -74,12 +70,13 @@ def batches(
     Raises:
         UserError: a batch is larger than the data set, or smaller than the number of processes.
     """
-    if not share[1] <= size <= len(images):
+    rank, processes = share
+    if not processes <= size <= len(images):
         raise UserError(
-            f"training.batch: got {size}; choose a number from {share[1]} (processes) to "
+            f"training.batch: got {size}; choose a number from {processes} (processes) to "
             f"{len(images)} (training images)"
         )
-    draw = Draw(len(images), size, seed, share)
+    draw = Draw(len(images), size, seed, slice(rank, None, processes))
     device = torch.device(device)
     workers = default_workers(device) if workers is None else workers
     if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
