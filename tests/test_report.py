@@ -11,9 +11,9 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -112,7 +112,7 @@ class Page(HTMLParser):
 
 def page(**changes) -> Page:
     """A page with these parts and no others."""
-    return Page(render(replace(BARE, **changes)))
+    return Page(render(BARE._replace(**changes)))
 
 
 def table_page(rows: list) -> Page:
@@ -588,7 +588,7 @@ def test_hardware_names_the_machine_and_not_its_owner(monkeypatch: pytest.Monkey
     """Catches a GPU left out, memory in the wrong unit, and the name of the host."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
-    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**21}.get)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**33))
     found = hardware()
     assert list(found)[:4] == ["Processor", "Cores", "Memory", "GPU"]
     assert (found["Memory"], found["GPU"]) == ("8 GiB", "GPU 0, GPU 1")

@@ -21,7 +21,6 @@ bound, so this costs tightness, not truth; ``Bound.below_t_min`` is what is paid
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -75,8 +74,7 @@ class Integrand(NamedTuple):
     trained: float  # λ(t_min): above it the score is that of :func:`extended`
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(NamedTuple):
     """A bound on −ln p(x_0): means over images, in nats; ``terms`` are costs that add up."""
 
     dimensions: int
@@ -248,11 +246,9 @@ def _noise(
     like: Data, rows: range, shape: tuple[int, ...], seed: int, name: str
 ) -> Float[Tensor, "image draw *_"]:
     """Standard normal noise for each row, from a generator of its own."""
-    parts = []
-    for row in rows:
-        generator = make_generator("cpu", seed, "likelihood", name, row)
-        parts.append(torch.randn(shape, generator=generator, dtype=like.dtype))
-    return torch.stack(parts).to(like)
+    generators = (make_generator("cpu", seed, "likelihood", name, row) for row in rows)
+    noise = [torch.randn(shape, generator=own, dtype=like.dtype) for own in generators]
+    return torch.stack(noise).to(like)
 
 
 def _squared_norm(x: Data) -> Nats:

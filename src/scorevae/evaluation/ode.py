@@ -9,7 +9,6 @@ dt = −(σ²/g²) dλ.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +36,7 @@ class Flow(NamedTuple):
     evaluations: int  # of the score and its divergence
 
 
-@dataclass(frozen=True)
-class ODELikelihood:
+class ODELikelihood(NamedTuple):
     """−ln p(x_0) of 8-bit images under the ODE: mean over images in nats."""
 
     dimensions: int
@@ -109,10 +107,9 @@ def ode_log_likelihood(
 
 def _dequantisation_and_signs(like: Data, first: int, repeat: int, seed: int) -> tuple[Data, Data]:
     """u on [−½, ½] and e in {−1, 1}, both from one generator for each image."""
-    uniform = []
-    for row in range(first, first + len(like)):
-        generator = make_generator("cpu", seed, "ode_likelihood", row, repeat)
-        uniform.append(torch.rand((2, *like.shape[1:]), generator=generator, dtype=like.dtype))
+    rows, shape = range(first, first + len(like)), (2, *like.shape[1:])
+    generators = (make_generator("cpu", seed, "ode_likelihood", row, repeat) for row in rows)
+    uniform = [torch.rand(shape, generator=own, dtype=like.dtype) for own in generators]
     u, signs = torch.stack(uniform).to(like).unbind(1)
     return u - 0.5, torch.where(signs < 0.5, -1.0, 1.0).to(like)
 

@@ -9,7 +9,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,8 +25,7 @@ Value = float | int | None
 Values = Mapping[str, Value]
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A number of the page; None, inf and NaN are shown as "–" with the reason."""
 
     value: Value
@@ -58,8 +56,7 @@ class Number:
         return f"{self.value:.1e}" if self.value != 0 and float(number) == 0 else number
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     """The head of a row, with an explanation in small print."""
 
     text: str
@@ -69,8 +66,7 @@ class Label:
 Cell = str | Number | Label
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A headline number."""
 
     label: str
@@ -78,8 +74,7 @@ class Card:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows under named columns; the first cell of a row is its head."""
 
     caption: str
@@ -88,8 +83,7 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class FigureFile:
+class FigureFile(NamedTuple):
     """A picture file (PNG, JPEG, WebP or GIF) that is embedded."""
 
     path: Path
@@ -97,8 +91,7 @@ class FigureFile:
     alt: str  # what it shows, for those who do not see it
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page. Paragraphs of ``text`` are parted by empty lines."""
 
     title: str
@@ -108,8 +101,7 @@ class Section:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(NamedTuple):
     """Where the numbers come from and how to get them again."""
 
     commit: str  # "unknown" outside Git
@@ -120,8 +112,7 @@ class Provenance:
     finished: str = ""  # when, as text
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """The whole page."""
 
     title: str

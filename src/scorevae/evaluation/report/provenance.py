@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from scorevae.config import Config, flatten, load_config
@@ -95,7 +96,7 @@ def hardware() -> dict[str, str]:
     return {
         "Processor": _processor(),
         "Cores": str(cores),
-        "Memory": _memory(),
+        "Memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "GPU": ", ".join(gpus) or "none",
         "System": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
@@ -110,11 +111,3 @@ def _processor() -> str:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or "unknown"
-
-
-def _memory() -> str:
-    try:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not POSIX
-        return "unknown"
-    return f"{size / 2**30:.0f} GiB"
