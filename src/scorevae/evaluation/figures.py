@@ -22,14 +22,6 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def as_written(text: str) -> str:
-    """A text from elsewhere, to be drawn letter by letter: matplotlib reads ``$`` as mathematics.
-
-    What has no encoding, as in the name of a file that is not UTF-8, becomes a question mark.
-    """
-    return text.encode(errors="replace").decode().replace("$", r"\$")
-
-
 def image_rows(rows: Sequence[tuple[str, AnyImages]], title: str) -> Figure:
     """One labelled row of images for each entry; values in [0, 1] are clamped for display."""
     columns = max(len(images) for _, images in rows)
@@ -60,8 +52,12 @@ def lines(panels: int) -> tuple[Figure, np.ndarray]:
 
 
 def label_name(label: int, names: Mapping[int, str] | None) -> str:
-    """What a label is called in a picture."""
-    return as_written((names or {}).get(label, str(label)))
+    """A label's name, to be drawn letter by letter: matplotlib reads ``$`` as mathematics.
+
+    What has no encoding, as in the name of a file that is not UTF-8, becomes a question mark.
+    """
+    name = (names or {}).get(label, str(label))
+    return name.encode(errors="replace").decode().replace("$", r"\$")
 
 
 def name_columns(figure: Figure, names: Sequence[str]) -> None:
