@@ -9,9 +9,9 @@ import click
 
 from scorevae.config import load_config
 from scorevae.networks.encoder import EncoderHeader, copy_trunk
-from scorevae.networks.prior import load_prior
-from scorevae.networks.vae import load_vae
-from scorevae.networks.weights import check_header
+from scorevae.networks.prior import PriorHeader, load_prior
+from scorevae.networks.vae import VAEHeader, load_vae
+from scorevae.networks.weights import check_header, read_header
 from scorevae.objectives import EncoderObjective, WarmStartObjective
 from scorevae.score import prior_score
 from scorevae.training.stage import training_stage
@@ -33,15 +33,25 @@ def main(
     config = load_config(params)
     preset, settings = config.selected, config.selected.encoder
     image, latent, network = preset.data.image, preset.latent, settings.network
-    prior, vae = load_prior(prior_path), load_vae(vae_path)
-    sde, warm = prior.sde, settings.warm_start
-    check_header(prior_path, prior.header, sde=config.sde, image=image)
-    check_header(vae_path, vae.header, image=image, latent=latent, network=network)
+    prior_header, vae_header = (
+        read_header(prior_path, PriorHeader),
+        read_header(vae_path, VAEHeader),
+    )
+    check_header(prior_path, prior_header, sde=config.sde, image=image)
+    check_header(vae_path, vae_header, image=image, latent=latent, network=network)
     form = config.objective.log_determinant
     header = EncoderHeader(
         image=image, sde=config.sde, latent=latent, network=network, log_determinant=form
     )
-    with training_stage("train_encoder", config, data, curve, [prior_path, vae_path]) as run:
+    determines = (config.beta, config.sde, config.objective, float(latent), settings)
+    with (
+        training_stage("train_encoder", config, data, curve, [prior_path, vae_path]) as run,
+        run.state(determines, [data, prior_path, vae_path], output) as finished,
+    ):
+        if finished:
+            return
+        prior, vae = load_prior(prior_path), load_vae(vae_path)
+        sde, warm = prior.sde, settings.warm_start
         score = prior_score(prior.network.to(run.device), sde)
         teacher = vae.network.encoder.to(run.device)
         regression = WarmStartObjective(warm, sde=sde, teacher=teacher)
@@ -49,13 +59,11 @@ def main(
             config.objective, sde=sde, prior=score, beta=config.beta, latent=latent
         )
         encoder = run.build(header.build)
-        determines = (config.beta, config.sde, config.objective, float(latent), settings)
-        with run.state(determines, [data, prior_path, vae_path]):
-            if warm.training.steps > 0:
-                copy_trunk(teacher, encoder)
-                encoder = run.fit(encoder, regression, warm.training, "warm_start")
-            trained = run.fit(encoder, objective, settings.training, "objective")
-            run.save(output, trained, header)
+        if warm.training.steps > 0:
+            copy_trunk(teacher, encoder)
+            encoder = run.fit(encoder, regression, warm.training, "warm_start")
+        trained = run.fit(encoder, objective, settings.training, "objective")
+        run.save(output, trained, header)
 
 
 if __name__ == "__main__":

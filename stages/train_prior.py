@@ -27,9 +27,12 @@ def main(params: Path, data: Path, output: Path, curve: Path) -> None:
     image, prior = config.selected.data.image, config.selected.prior
     header = PriorHeader(image=image, sde=config.sde, network=prior.network)
     objective = PriorObjective(sde=build_sde(config.sde), time=prior.time)
-    with training_stage("train_prior", config, data, curve, reads=[]) as run:
-        network = run.build(header.build)
-        with run.state([config.sde, prior], [data]):
+    with (
+        training_stage("train_prior", config, data, curve, reads=[]) as run,
+        run.state([config.sde, prior], [data], output) as finished,
+    ):
+        if not finished:
+            network = run.build(header.build)
             trained = run.fit(network, objective, prior.training, "prior")
             run.save(output, trained, header)
 

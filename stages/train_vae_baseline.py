@@ -27,9 +27,13 @@ def main(params: Path, data: Path, output: Path, curve: Path) -> None:
     image, latent, network = preset.data.image, preset.latent, preset.encoder.network
     header = VAEHeader(image=image, latent=latent, network=network)
     objective = VAEObjective(latent=latent, beta=config.beta, error=preset.vae.error)
-    with training_stage("train_vae_baseline", config, data, curve, reads=[]) as run:
-        vae = run.build(header.build)
-        with run.state([config.beta, float(latent), network, preset.vae], [data]):
+    determines = (config.beta, float(latent), network, preset.vae)
+    with (
+        training_stage("train_vae_baseline", config, data, curve, reads=[]) as run,
+        run.state(determines, [data], output) as finished,
+    ):
+        if not finished:
+            vae = run.build(header.build)
             trained = run.fit(vae, objective, preset.vae.training, "vae")
             run.save(output, trained, header)
 

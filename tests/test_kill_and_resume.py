@@ -164,7 +164,7 @@ def test_result_that_dvc_could_not_record_is_not_lost(
     clone.run("dvc", "config", "--local", "--unset", "cache.dir")
     again = clone.run(*command)
     assert "finished before, not recorded by DVC; used now" in again
-    assert f"train_vae_baseline/vae: resuming at {STEPS} of {STEPS}" in again
+    assert "train_vae_baseline/vae" not in again
     assert (clone.folder / cached_weights("train_vae_baseline")).exists()
     forced = clone.run(*command, "--force")
     assert f"train_vae_baseline/vae: {STEPS}/{STEPS}" in forced

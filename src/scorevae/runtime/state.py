@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,7 @@ class StateFolder:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
+        self.outputs: list[Path] = []  # files that :meth:`finish` keeps copies of
         self._finished = folder / FINISHED
 
     def file(self, name: str) -> StateFile:
@@ -175,8 +177,13 @@ class StateFolder:
         else:
             self.discard()
 
+    def copies(self, outputs: list[Path]) -> dict[Path, Path]:
+        """What :meth:`finish` kept of these outputs, each copy with its place; {} if not all."""
+        copies = {self.folder / path.name: path for path in outputs}
+        return copies if all(path.exists() for path in (self._finished, *copies)) else {}
+
     def finish(self, record: str) -> None:
-        """Keep the last states, now that the output is written; never raises.
+        """Keep the last states and the outputs, now that these are written; never raises.
 
         DVC has yet to copy the output into its cache. If it cannot (its disk is full, it is
         killed), it removes the output before the next run, which finds everything here.
@@ -184,17 +191,26 @@ class StateFolder:
         """
         self._unlink("*.previous.pt")
         # Whole or not at all: without the mark they count as a run that was interrupted.
-        with suppress(OSError, UserError), replacing(self._finished) as temporary:
-            temporary.write_text(record, encoding="utf-8")
+        with suppress(OSError, UserError):
+            for path in self.outputs:
+                copy(path, self.folder / path.name)
+            with replacing(self._finished) as temporary:
+                temporary.write_text(record, encoding="utf-8")
 
     def discard(self) -> None:
         """Forget everything; never raises."""
-        self._unlink("*.pt", "*.npy", ".*.partial", FINISHED)
+        self._unlink("*.pt", "*.npy", "*.safetensors", "*.csv", ".*.partial", FINISHED)
 
     def _unlink(self, *patterns: str) -> None:
         for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
             with suppress(OSError):
                 path.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def state_folder(stage: str, key: str) -> StateFolder:

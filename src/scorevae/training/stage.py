@@ -20,7 +20,7 @@ from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
 from scorevae.runtime.files import replacing
 from scorevae.runtime.memory import explaining_memory
-from scorevae.runtime.state import StateFolder, code_of, resumable, state_folder, state_key
+from scorevae.runtime.state import StateFolder, code_of, copy, resumable, state_folder, state_key
 from scorevae.runtime.tracking import Tracker, track
 from scorevae.shapes import Images, StoredImages
 from scorevae.training.loop import fit
@@ -83,11 +83,13 @@ class TrainingRun:
 
     @contextmanager
     def state(
-        self, settings: Sequence[BaseModel | float | str], inputs: list[Path]
-    ) -> Iterator[None]:
+        self, settings: Sequence[BaseModel | float | str], inputs: list[Path], weights: Path
+    ) -> Iterator[bool]:
         """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code.
 
-        Of several processes (``accelerate launch``) the main one holds the state for all.
+        Yields whether nothing is left to do: a former run had finished without DVC recording it,
+        and its curve and weights are in their places again. Of several processes (``accelerate
+        launch``) the main one holds the state for all.
         """
         key = state_key(
             [self.config.seed, self.config.selected.flip, *settings],
@@ -97,7 +99,23 @@ class TrainingRun:
         held = resumable(self.stage, key) if alone else nullcontext(state_folder(self.stage, key))
         with held as self._state:
             self.accelerator.wait_for_everyone()  # the main one may have removed an old state
-            yield
+            outputs = [self.curve.path, weights]
+            copies = self._state.copies(outputs)
+            self.accelerator.wait_for_everyone()  # it may remove this one once it has finished
+            if not copies:
+                self._state.outputs = outputs
+            elif alone:
+                for kept, path in copies.items():
+                    copy(kept, path)
+                self._record_again()
+                self._track_outputs(weights)
+            yield bool(copies)
+
+    def _record_again(self) -> None:
+        with self.curve.path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                phase, step = row.pop("phase"), int(row.pop("step"))
+                self.tracker.record(phase, step, {k: float(v) for k, v in row.items() if v})
 
     def build(self, construct: Callable[[], nn.Module]) -> nn.Module:
         """Construct a network on the device; its initial weights follow from the seed."""
@@ -162,8 +180,11 @@ class TrainingRun:
             return
         self.curve.write()
         save_weights(path, network, header)
+        self._track_outputs(path)
+
+    def _track_outputs(self, weights: Path) -> None:
         self.tracker.artifact(self.curve.path)
-        self.tracker.weights("wrote", path)
+        self.tracker.weights("wrote", weights)
 
     def save_folder(self, folder: Path, trained: Mapping[str, Trained]) -> None:
         """Write curve, then a folder with the weights of all, each ``<name>.safetensors``."""
