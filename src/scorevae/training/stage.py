@@ -91,10 +91,8 @@ class TrainingRun:
         and its curve and weights are in their places again. Of several processes (``accelerate
         launch``) the main one holds the state for all.
         """
-        key = state_key(
-            [self.config.seed, self.config.selected.flip, *settings],
-            [*inputs, *code_of(self.stage)],
-        )
+        seed, flip = self.config.seed, self.config.selected.flip
+        key = state_key([seed, flip, *settings], [*inputs, *code_of(self.stage)])
         alone = self.accelerator.is_main_process
         held = resumable(self.stage, key) if alone else nullcontext(state_folder(self.stage, key))
         with held as self._state:
@@ -108,8 +106,10 @@ class TrainingRun:
                 for kept, path in copies.items():
                     copy(kept, path)
                 self._record_again()
-                self._track_outputs(weights)
             yield bool(copies)
+            if alone:
+                self.tracker.artifact(self.curve.path)
+                self.tracker.weights("wrote", weights)
 
     def _record_again(self) -> None:
         with self.curve.path.open(newline="") as file:
@@ -128,7 +128,7 @@ class TrainingRun:
         """Train one network by :func:`scorevae.training.loop.fit` and return its average."""
         assert self._state is not None, "fit outside of state()"
         name = f"{self.stage}/{phase}"
-        seed, device = derive_seed(self.config.seed, name), self.device
+        seed, flip = derive_seed(self.config.seed, name), self.config.selected.flip
         share = self.accelerator.process_index, self.accelerator.num_processes
         keys = f"presets.{self.config.preset}.{SETTINGS[phase]}"
         remedy = f"lower {keys}.batch ({settings.batch})"
@@ -142,12 +142,7 @@ class TrainingRun:
 
         with global_seed(self.config.seed, name), explaining_memory(remedy):
             images = batches(
-                self.train,
-                settings.batch,
-                seed,
-                flip=self.config.selected.flip,
-                device=device,
-                share=share,
+                self.train, settings.batch, seed, flip=flip, device=self.device, share=share
             )
             return fit(
                 network,
@@ -176,15 +171,9 @@ class TrainingRun:
 
     def save(self, path: Path, network: nn.Module, header: Header) -> None:
         """Write curve, then weights."""
-        if not self.accelerator.is_main_process:
-            return
-        self.curve.write()
-        save_weights(path, network, header)
-        self._track_outputs(path)
-
-    def _track_outputs(self, weights: Path) -> None:
-        self.tracker.artifact(self.curve.path)
-        self.tracker.weights("wrote", weights)
+        if self.accelerator.is_main_process:
+            self.curve.write()
+            save_weights(path, network, header)
 
     def save_folder(self, folder: Path, trained: Mapping[str, Trained]) -> None:
         """Write curve, then a folder with the weights of all, each ``<name>.safetensors``."""
