@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PATH = click.Path(path_type=Path)
-CURVES = {
-    "train_prior": "prior",
-    "train_vae_baseline": "vae",
-    "train_encoder": "encoder",
-    "train_variants": "variants",
-}
 SYNCED = {"scorevae.synced": "true"}  # marks a run that was recorded afterwards
 NAMED = 5  # parameters in one message
 NAME_HELP = (
@@ -263,8 +257,8 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
         UserError: a file that is not what its stage writes.
     """
     curves, absent = [], []
-    for stage, (phase, steps) in _ends(config).items():
-        path = results / "curves" / f"{CURVES[stage]}.csv"
+    for stage, (name, phase, steps) in _ends(config).items():
+        path = results / "curves" / f"{name}.csv"
         if not path.exists():
             absent.append(f"{path}: no such file; {stage} writes it")
             continue
@@ -285,8 +279,8 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
     return curves, headline, absent
 
 
-def _ends(config: Config) -> dict[str, tuple[str, int]]:
-    """The phase and step at which each stage's curve ends; a phase without steps has no rows.
+def _ends(config: Config) -> dict[str, tuple[str, str, int]]:
+    """Each stage's curve, the phase it ends in and the step; a phase without steps has no rows.
 
     Where no variant is switched on, that stage trains nothing.
     """
@@ -299,11 +293,12 @@ def _ends(config: Config) -> dict[str, tuple[str, int]]:
     }
     last = [(name, steps) for name, steps in variants.items() if name in config.variants]
     last = [end for end in last if end[1] > 0] or last
+    encoder = ("warm_start", warm_start) if skipped else ("objective", objective)
     return {
-        "train_prior": ("prior", preset.prior.training.steps),
-        "train_vae_baseline": ("vae", preset.vae.training.steps),
-        "train_encoder": ("warm_start", warm_start) if skipped else ("objective", objective),
-        **({"train_variants": last[-1]} if last else {}),
+        "train_prior": ("prior", "prior", preset.prior.training.steps),
+        "train_vae_baseline": ("vae", "vae", preset.vae.training.steps),
+        "train_encoder": ("encoder", *encoder),
+        **({"train_variants": ("variants", *last[-1])} if last else {}),
     }
 
 
