@@ -109,7 +109,6 @@ class Provenance(NamedTuple):
     hardware: Mapping[str, str]
     commands: Sequence[str]
     notes: Sequence[str] = ()
-    finished: str = ""  # when, as text
 
 
 class Report(NamedTuple):

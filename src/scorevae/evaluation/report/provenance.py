@@ -43,7 +43,7 @@ def _plain(tree: dict[str, Any]) -> dict[str, str]:
     return {name: YAML.get(text, text) for name, text in flatten(tree).items()}
 
 
-def provenance(config: Config, params: Path, finished: str = "") -> Provenance:
+def provenance(config: Config, params: Path) -> Provenance:
     """Commit, machine and commands of a run with this parameter file, in its folder."""
     folder = params.absolute().parent
     commit = git(folder, "rev-parse", "HEAD")
@@ -59,7 +59,7 @@ def provenance(config: Config, params: Path, finished: str = "") -> Provenance:
     if PLACEHOLDER in ours.values():
         notes.append(f"{PLACEHOLDER} stands for files of your own.")
     lines = commands(ours, commit, committed)
-    return Provenance(commit or "unknown", dirty, hardware(), lines, notes, finished)
+    return Provenance(commit or "unknown", dirty, hardware(), lines, notes)
 
 
 def committed_parameters(params: Path) -> dict[str, str]:
