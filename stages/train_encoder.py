@@ -33,11 +33,8 @@ def main(
     config = load_config(params)
     preset, settings = config.selected, config.selected.encoder
     image, latent, network = preset.data.image, preset.latent, settings.network
-    prior_header, vae_header = (
-        read_header(prior_path, PriorHeader),
-        read_header(vae_path, VAEHeader),
-    )
-    check_header(prior_path, prior_header, sde=config.sde, image=image)
+    check_header(prior_path, read_header(prior_path, PriorHeader), sde=config.sde, image=image)
+    vae_header = read_header(vae_path, VAEHeader)
     check_header(vae_path, vae_header, image=image, latent=latent, network=network)
     form = config.objective.log_determinant
     header = EncoderHeader(
