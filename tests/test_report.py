@@ -245,7 +245,6 @@ def test_text_is_escaped(figures: Path) -> None:
     rows = [[Label(new(), new()), Number(None, reason=new())], [new(), new()]]
     table = Table(new(), [new(), new()], rows, new())
     figure = FigureFile(figures / "samples.png", new(), new())
-    origin = Provenance(new(), True, {new(): new()}, [new()], [new()])
     shown = page(
         title=new(), summary=new(),
         headline=[Card(new(), Number(None, reason=new()), new())],

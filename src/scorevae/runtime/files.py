@@ -70,6 +70,12 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all; raises as :func:`replacing`."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def _sweep(path: Path) -> None:
     """Remove what killed processes left behind of this path."""
     for leftover in path.parent.glob(f".{path.name}.*.partial"):

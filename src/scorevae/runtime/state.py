@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from scorevae.config import read_tree
 from scorevae.errors import UserError
-from scorevae.runtime.files import lasting_folder, replacing, sha256
+from scorevae.runtime.files import copy, lasting_folder, replacing, sha256
 from scorevae.runtime.interruption import Interrupted, stop_requests
 
 CODE = ("src/", "stages/")  # where the code among the deps in dvc.yaml lies
@@ -205,12 +204,6 @@ class StateFolder:
         for path in (path for pattern in patterns for path in self.folder.glob(pattern)):
             with suppress(OSError):
                 path.unlink()
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all."""
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def state_folder(stage: str, key: str) -> StateFolder:

@@ -18,9 +18,9 @@ from scorevae.data.batches import batches
 from scorevae.networks.weights import Header, Trained, save_weights
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
-from scorevae.runtime.files import replacing
+from scorevae.runtime.files import copy, replacing
 from scorevae.runtime.memory import explaining_memory
-from scorevae.runtime.state import StateFolder, code_of, copy, resumable, state_folder, state_key
+from scorevae.runtime.state import StateFolder, code_of, resumable, state_folder, state_key
 from scorevae.runtime.tracking import Tracker, track
 from scorevae.shapes import Images, StoredImages
 from scorevae.training.loop import fit
@@ -74,7 +74,7 @@ class TrainingRun:
     curve: Curve
     tracker: Tracker
     accelerator: Accelerator = field(default_factory=Accelerator)
-    _state: StateFolder | None = None
+    _state: StateFolder | None = field(default=None, init=False)
 
     @property
     def device(self) -> torch.device:
