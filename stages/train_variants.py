@@ -58,10 +58,13 @@ def train(
     determines = (beta, config.sde, weighting, float(latent), network, preset.prior.network)
     variants = (preset.corrector, preset.diffusion_decoder, *config.variants)
     trained: dict[str, Trained] = {}
+    weights = [output / f"{name}.safetensors" for name in config.variants]
     with (
         training_stage("train_variants", config, data, curve, reads) as run,
-        run.state([*determines, *variants], [data, *reads]),
+        run.state([*determines, *variants], [data, *reads], *weights) as finished,
     ):
+        if finished:
+            return
         if "corrector" in config.variants:
             pair = Posterior(
                 prior_score(prior.network.to(run.device), sde),

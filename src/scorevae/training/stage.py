@@ -83,7 +83,7 @@ class TrainingRun:
 
     @contextmanager
     def state(
-        self, settings: Sequence[BaseModel | float | str], inputs: list[Path], weights: Path
+        self, settings: Sequence[BaseModel | float | str], inputs: list[Path], *weights: Path
     ) -> Iterator[bool]:
         """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code.
 
@@ -97,7 +97,7 @@ class TrainingRun:
         held = resumable(self.stage, key) if alone else nullcontext(state_folder(self.stage, key))
         with held as self._state:
             self.accelerator.wait_for_everyone()  # the main one may have removed an old state
-            outputs = [self.curve.path, weights]
+            outputs = [self.curve.path, *weights]
             copies = self._state.copies(outputs)
             self.accelerator.wait_for_everyone()  # it may remove this one once it has finished
             if not copies:
@@ -109,7 +109,8 @@ class TrainingRun:
             yield bool(copies)
             if alone:
                 self.tracker.artifact(self.curve.path)
-                self.tracker.weights("wrote", weights)
+                for path in weights:
+                    self.tracker.weights("wrote", path)
 
     def _record_again(self) -> None:
         with self.curve.path.open(newline="") as file:
@@ -179,13 +180,10 @@ class TrainingRun:
         """Write curve, then a folder with the weights of all, each ``<name>.safetensors``."""
         if not self.accelerator.is_main_process:
             return
-        self._curve.write()
+        self.curve.write()
         with replacing(folder) as temporary:
             for name, (network, header) in trained.items():
                 save_weights(temporary / f"{name}.safetensors", network, header)
-        self._tracker.artifact(self._curve.path)
-        for name in trained:
-            self._tracker.weights("wrote", folder / f"{name}.safetensors")
 
 
 @contextmanager

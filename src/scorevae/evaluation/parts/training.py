@@ -78,14 +78,13 @@ def read_curve(path: Path) -> list[Phase]:
 
 
 def _phase(name: str, rows: Sequence[Mapping[str, str]]) -> Phase:
-    losses = (
+    loss, test_loss, falling = (
         [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        for column in ("loss", "test_loss")
+        for column in ("loss", "test_loss", "falling")
     )
     seconds = max(float(row["seconds"]) for row in rows)
-    falling = [float(row["falling"]) for row in rows if row.get("falling")]
     steps = max(int(row["step"]) for row in rows)
-    return Phase(name, steps, seconds, *losses, falling=falling[-1] if falling else None)
+    return Phase(name, steps, seconds, loss, test_loss, falling[-1][1] if falling else None)
 
 
 def table(phases: Sequence[Phase]) -> Table:
