@@ -46,10 +46,11 @@ def compute(subject: Subject) -> Found:
     numbers = {name: summarise(x, system, threshold, judges) for name, system in found}
     unfinished = add_falling(numbers, subject, reasons)
     data = PUBLISHED.get(config.preset)
+    variants = [system.note for system in systems_of(config).values() if system.note]
     return Found(
         numbers,
         figures=draw(subject),
-        notes=[*collapsed(numbers, config.beta), *unfinished, *notes(config)],
+        notes=[*collapsed(numbers, config.beta), *unfinished, *variants, *notes(config.preset)],
         reasons=reasons,
         cards=[ratio_card(numbers)],
         page=[cost_table(subject)]
@@ -177,12 +178,11 @@ NOT_COMPARABLE = (
 )
 
 
-def notes(config: Config) -> list[str]:
-    """What the variants are; what must be known of numbers that are laid beside the paper's."""
-    found = [system.note for system in systems_of(config).values() if system.note]
-    if config.preset not in COMPARABLE:
-        return [*found, NOT_COMPARABLE]
-    return found + [REMARKS[data] for data in REMARKS if data == PUBLISHED[config.preset]]
+def notes(preset: str) -> list[str]:
+    """What must be known before numbers are laid beside the paper's."""
+    if preset not in COMPARABLE:
+        return [NOT_COMPARABLE]
+    return [REMARKS[data] for data in REMARKS if data == PUBLISHED[preset]]
 
 
 def paper_table(config: Config, numbers: Numbers, data: str, reasons: dict[str, str]) -> Table:
