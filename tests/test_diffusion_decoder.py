@@ -197,7 +197,8 @@ def test_the_unet_has_the_priors_size(conditioning: str) -> None:
         assert shapes["conv_in.weight"][1] == 2 * expected["conv_in.weight"][1]
     else:  # each block has a scale beside its shift; attention in the middle has no group norm
         assert all("time_emb_proj" in n or "group_norm" in n for n in different)
-        doubled = [n for n in different if "time_emb_proj" in n]
+        doubled = [n for n in expected if "time_emb_proj" in n]
+        assert doubled
         assert all(shapes[n][0] == 2 * expected[n][0] for n in doubled)
 
 
