@@ -527,7 +527,7 @@ CHANGES = {
     "presets.cifar10.data.root": "/home/someone/cifar",
     "presets.cifar10.prior.network.channels": [8, 16, 16],
     "presets.cifar10.test_images": 12,
-    "presets.cifar10.prior.training.precision": "no",  # as committed: need not be named
+    "presets.cifar10.prior.training.precision": "float32",  # as committed: need not be named
     "presets.digits.latent": 3,  # of another preset: changes nothing
 }  # fmt: skip
 

@@ -55,7 +55,7 @@ def settings(**changes: Any) -> TrainingConfig:  # noqa: ANN401 (any value)
     """A few steps of everything that the loop does."""
     values = {
         "batch": 8, "steps": STEPS, "learning_rate": 0.05, "schedule": "cosine", "warmup": 2,
-        "clip": 1.0, "ema": 0.5, "precision": "no", "log_every": 2, "validate_every": 3,
+        "clip": 1.0, "ema": 0.5, "precision": "float32", "log_every": 2, "validate_every": 3,
     }  # fmt: skip
     return TrainingConfig(**values | changes)
 

@@ -203,7 +203,7 @@ class TrainingConfig(Section):
     warmup: CountOrZero
     clip: Positive
     ema: Share
-    precision: Literal["no", "bf16"]
+    precision: Literal["float32", "bf16"]
     log_every: Count
     validate_every: Count
 
@@ -537,7 +537,7 @@ def _integer(text: str) -> int | float:
 
 # The core schema of YAML 1.2.2, §10.3.2, in its order: the form of each scalar, and its reader.
 # PyYAML reads YAML 1.1, where 1e-05 is a string, no is false and 010 is eight. DVC speaks 1.2:
-# ``dvc exp run -S`` leaves ``beta: 1e-05`` behind, and ``precision: no`` without its quotes.
+# ``dvc exp run -S`` leaves ``beta: 1e-05`` behind, and a string such as ``no`` without quotes.
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: dict[str, tuple[str, Callable[[str], object]]] = {
     f"{_TAG}null": (r"null|Null|NULL|~|", lambda text: None),

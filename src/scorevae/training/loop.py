@@ -208,7 +208,7 @@ def _not_finite(name: str, step: int, values: dict[str, Tensor], rate: float) ->
     return UserError(
         f"{name}: step {step}: loss or gradient were not finite in {MAX_SKIPPED} steps in a row "
         f"({terms}, learning rate {rate:.3g}); lower learning_rate, raise warmup, lower clip, or "
-        "set precision to 'no'. The last good state is kept"
+        "set precision to float32. The last good state is kept"
     )
 
 
