@@ -21,6 +21,7 @@ from scorevae.randomness import derive_seed, global_seed, make_generator
 from scorevae.runtime.files import copy, replacing
 from scorevae.runtime.memory import explaining_memory
 from scorevae.runtime.state import StateFolder, code_of, resumable, state_folder, state_key
+from scorevae.runtime.surroundings import check_surroundings
 from scorevae.runtime.tracking import Tracker, track
 from scorevae.shapes import Images, StoredImages
 from scorevae.training.loop import fit
@@ -190,7 +191,12 @@ class TrainingRun:
 def training_stage(
     stage: str, config: Config, data: Path, curve: Path, reads: list[Path]
 ) -> Iterator[TrainingRun]:
-    """Open a training stage; ``reads`` are the weights that it starts from."""
+    """Open a training stage; ``reads`` are the weights that it starts from.
+
+    Raises:
+        UserError: data are missing, or a variable of another tool would change the numbers.
+    """
+    check_surroundings()
     image = config.selected.data.image
     train = load_split(data, "train", image).images
     test = to_tensor(load_split(data, "test", image, VALIDATION_IMAGES).images)
