@@ -44,7 +44,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src/scorevae"
 def sampling(sampler: str = "ddim") -> SamplingConfig:
     """A few steps."""
     changes = {"sampler": sampler, "grid": "log_snr", "steps": STEPS, "clip": False}
-    return DEFAULT_SAMPLING.model_copy(update=changes)
+    return DEFAULT_SAMPLING.model_copy(update={"noise_scale": 1.0} | changes)
 
 
 def save_models(folder: Path, **changes: object) -> Path:
@@ -215,6 +215,19 @@ def test_groups_share_their_noise(folder: Path, sampler: str) -> None:
     assert not torch.allclose(x[0, 0], x[1, 0])
     other = model.decode_groups(latents(6).reshape(2, 3, 4), seed=1)
     assert not torch.allclose(other[:, 0], other[:, 1])
+
+
+def test_noise_scale_is_for_decoding_alone(folder: Path) -> None:
+    """Catches samples and draws that are less varied than the model, and a τ without effect."""
+    model = ScoreVAE.load(folder, device="cpu")
+    half, z = model.with_noise_scale(0.5), torch.randn(2, model.latent, generator=seeded(0))
+    assert model.sampling.noise_scale != 0.5  # a copy
+    assert not torch.equal(half.decode(z), model.decode(z))
+    assert torch.equal(half.sample(2), model.sample(2))
+    assert torch.equal(half.sample_prior(2), model.sample_prior(2))
+    assert torch.equal(half.decode_draws(z, 2), model.decode_draws(z, 2))
+    with pytest.raises(UserError, match="draws: got 0; give 1 or more"):
+        model.decode_draws(z, 0)
 
 
 def test_draws_have_noise_of_their_own(folder: Path) -> None:

@@ -47,7 +47,7 @@ DEFAULT_SAMPLING = SamplingConfig(
     grid="log_snr",
     steps=20,
     corrector_snr=0.16,
-    noise_scale=1.0,
+    noise_scale=0.8,
     clip=True,
 )
 
@@ -145,7 +145,11 @@ class DiffusionSystem(System):
         return other
 
     def with_noise_scale(self, noise_scale: float) -> Self:
-        """The same with τ: 1 is the model's own draw, less is nearer and smoother."""
+        """The same with τ: 1 is the model's own draw, less is nearer and smoother.
+
+        What decodes goes by τ. :meth:`sample`, :meth:`sample_prior` and :meth:`decode_draws` are
+        draws from the distributions themselves, with τ = 1 always.
+        """
         return self.with_sampling(self.sampling.model_copy(update={"noise_scale": noise_scale}))
 
     @property
@@ -199,11 +203,12 @@ class DiffusionSystem(System):
     def sample(self, count: int, *, guidance: float = 1.0, seed: int = 0) -> Images:
         """Draw z ~ N(0, I), then x ~ p(x|z)."""
         z = torch.randn(count, self.latent, generator=make_generator("cpu", seed, "z"))
-        return self.decode(z, guidance=guidance, seed=seed)
+        return self.with_noise_scale(1.0).decode(z, guidance=guidance, seed=seed)
 
     def sample_prior(self, count: int, *, seed: int = 0) -> Images:
         """Draw from the unconditional diffusion model."""
-        return self._draw(lambda rows: self.posterior.prior, self._noise(count, seed), seed)
+        own = self.with_noise_scale(1.0)
+        return own._draw(lambda rows: own.posterior.prior, own._noise(count, seed), seed)
 
     def interpolate(
         self, first: Images, second: Images, steps: int, *, guidance: float = 1.0, seed: int = 0
@@ -241,8 +246,9 @@ class DiffusionSystem(System):
         """
         if draws < 1:
             raise UserError(f"draws: got {draws}; give 1 or more")
-        images = self.decode(z.repeat_interleave(draws, dim=0), guidance=guidance, seed=seed)
-        return images.unflatten(0, (len(z), draws))
+        own, z = self.with_noise_scale(1.0), z.repeat_interleave(draws, dim=0)
+        images = own.decode(z, guidance=guidance, seed=seed)
+        return images.unflatten(0, (-1, draws))
 
     def _noise(self, count: int, seed: int) -> Images:
         return torch.randn(count, *self.image_shape, generator=make_generator("cpu", seed, "x_1"))

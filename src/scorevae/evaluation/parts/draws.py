@@ -40,7 +40,7 @@ def draws_of(system: System, z: Latents, config: Config) -> Groups:
     if not isinstance(system, DiffusionSystem):
         return system.decode(z)[:, None]
     weight, count = config.reconstruct.guidance, config.evaluate.draws.count
-    return system.with_noise_scale(1.0).decode_draws(z, count, guidance=weight, seed=config.seed)
+    return system.decode_draws(z, count, guidance=weight, seed=config.seed)
 
 
 class Spread(NamedTuple):

@@ -50,7 +50,7 @@ def ways(subject: Subject, count: int) -> Iterator[tuple[str, float, int, Images
     ode = model.with_sampling(model.sampling.model_copy(update={"sampler": ODE}))
     for tau in settings.noise_scales:
         yield "τ, ODE", tau, 1, ode.with_noise_scale(tau).decode(z, seed=seed)
-    drawn = model.with_noise_scale(1.0).decode_draws(z, max(settings.means), seed=seed)
+    drawn = model.decode_draws(z, max(settings.means), seed=seed)
     for several in settings.means:
         yield "mean of K draws", several, several, drawn[:, :several].mean(dim=1)
     title = SYSTEMS[BASELINE].title
