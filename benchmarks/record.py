@@ -1,5 +1,7 @@
 """Keep the finished run's metrics, figures and times in docs/<preset>, and print the tables.
 
+A run with variants is kept in docs/<preset>_variants.
+
     python benchmarks/record.py               # after dvc repro or dvc exp run
 
 The tables are printed as README.md and docs/results.md want them, each below its mark there;
@@ -20,6 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))  # this checkout's code
 
 import click
 
+from scorevae.autoencoders import SYSTEMS
 from scorevae.config import load_config
 
 Run = Mapping[str, Mapping[str, Any]]  # system -> metric -> value, a metrics.json
@@ -81,13 +84,11 @@ def readme_table(run: Run) -> str:
 
 
 def comparison_table(run: Run, left_out: Mapping[str, str]) -> str:
-    """Every metric that both systems have."""
-    rows = [
-        [f"`{m}`", cell(run["scorevae"][m]), cell(value)]
-        for m, value in run["vae"].items()
-        if m not in left_out
-    ]
-    return table(["metric", "ScoreVAE", "VAE"], rows)
+    """Every metric that all systems of the run have."""
+    systems = [name for name in SYSTEMS if name in run]
+    shared = [m for m in run["vae"] if m not in left_out and all(m in run[s] for s in systems)]
+    rows = [[f"`{m}`", *(cell(run[name][m]) for name in systems)] for m in shared]
+    return table(["metric", *(SYSTEMS[name].title for name in systems)], rows)
 
 
 def likelihood_table(runs: Mapping[str, Run]) -> str:
@@ -136,7 +137,7 @@ def recorded() -> dict[str, Run]:
 def seconds() -> dict[str, tuple[int, float]]:
     """Steps and seconds of every training, from the curves."""
     found: dict[str, tuple[int, float]] = {}
-    for name in ("prior", "vae", "encoder"):
+    for name in ("prior", "vae", "encoder", "variants"):
         with (ROOT / f"results/curves/{name}.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 found[row["phase"]] = int(row["step"]), float(row["seconds"])
@@ -146,7 +147,8 @@ def seconds() -> dict[str, tuple[int, float]]:
 @click.command(help=__doc__)
 def main() -> None:
     """Copy and print."""
-    folder = DOCS / load_config(ROOT / "params.yaml").preset
+    config = load_config(ROOT / "params.yaml")
+    folder = DOCS / (f"{config.preset}_variants" if config.variants else config.preset)
     folder.mkdir(exist_ok=True)
     for path in (ROOT / "results/figures").glob("*.png"):
         shutil.copy(path, folder)

@@ -168,7 +168,7 @@ def test_every_number_of_the_recorded_run(figures: Path) -> None:
     assert shown.tables["Comparison in numbers"][0][1:] == ["ScoreVAE", "VAE"]
     rows = shown.rows("Comparison in numbers").values()
     for metric, cells in zip(comparison.METRICS, rows, strict=True):
-        digits = 6 if metric == "mse" else 4
+        digits = comparison.METRICS[metric].digits
         for system, cell in zip(METRICS, cells, strict=True):
             value = recorded[system][metric]
             if value is None:
@@ -250,7 +250,7 @@ def test_text_is_escaped(figures: Path) -> None:
         headline=[Card(new(), Number(None, reason=new()), new())],
         sections=[Section(new(), new(), [table], [figure], [new()])],
         parameters={new(): new(), f"{new()}.name": new()},
-        provenance=Provenance(new(), True, {new(): new()}, [new()], [new()], new()),
+        provenance=Provenance(new(), True, {new(): new()}, [new()], [new()]),
     )  # fmt: skip
     assert not {"script", "b"} & {tag for tag, _ in shown.elements}
     everything = shown.text() + shown.all("img")[0]["alt"]
@@ -352,7 +352,7 @@ def test_the_papers_numbers_where_they_apply(preset: str) -> None:
         shown = [(row[1].text, row[-1]) for row in beside.rows]
         assert shown == list(zip(ours, PAPER[preset], strict=True))
     comparable = preset in ("cifar10", "cifar10_resnet", "celeba64")
-    notes = comparison.notes(tiny_config(preset=preset))
+    notes = comparison.notes(preset)
     assert (comparison.NOT_COMPARABLE in notes) == (not comparable)
     assert any("stretched" in note for note in notes) == (preset == "celeba64")
 
