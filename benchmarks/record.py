@@ -37,6 +37,11 @@ README = {
     "class_agreement": "share of images that a classifier takes for the same digit as before",
     "linear_probe": "share of images whose digit a linear classifier reads from the code",
 }
+WITH_VARIANTS = "_variants"  # ends the name of a run that has them
+VARIANTS = (
+    "l2", "psnr", "sharpness", "spectrum_db", "feature_distance", "reconstruction_fd",
+    "l2_of_one_draw", "l2_of_mean", "calibration", "falling_percent", "bits_per_dim",
+)  # fmt: skip
 BITS = {  # label -> metric, and the standard error to print beside it
     "bound": ("bits_per_dim", "bits_per_dim_error"),
     "its standard error over images": ("bits_per_dim_image_error", ""),
@@ -84,10 +89,20 @@ def readme_table(run: Run) -> str:
 
 
 def comparison_table(run: Run, left_out: Mapping[str, str]) -> str:
-    """Every metric that all systems of the run have."""
-    systems = [name for name in SYSTEMS if name in run]
-    shared = [m for m in run["vae"] if m not in left_out and all(m in run[s] for s in systems)]
-    rows = [[f"`{m}`", *(cell(run[name][m]) for name in systems)] for m in shared]
+    """Every metric that both systems have, but for those of other tables."""
+    alone = {metric for system, metric in ALONE.values() if system == "scorevae"}
+    rows = [
+        [f"`{m}`", cell(run["scorevae"][m]), cell(value)]
+        for m, value in run["vae"].items()
+        if m not in alone and m not in left_out
+    ]
+    return table(["metric", "ScoreVAE", "VAE"], rows)
+
+
+def variants_table(run: Run) -> str:
+    """The variants of a run; what they share with ScoreVAE stands in its own tables."""
+    systems = [name for name, row in SYSTEMS.items() if row.variant and name in run]
+    rows = [[f"`{m}`", *(cell(run[name][m]) for name in systems)] for m in VARIANTS]
     return table(["metric", *(SYSTEMS[name].title for name in systems)], rows)
 
 
@@ -120,8 +135,10 @@ def alone_table(runs: Mapping[str, Run]) -> str:
 
 def tables(runs: Mapping[str, Run]) -> dict[str, dict[str, str]]:
     """File -> mark -> table, from preset -> metrics; the mark stands above it in the file."""
-    shown = {p: comparison_table(run, README if p == "digits" else {}) for p, run in runs.items()}
-    shared = {"likelihood": likelihood_table(runs), "one system": alone_table(runs)}
+    usual = {p: run for p, run in runs.items() if not p.endswith(WITH_VARIANTS)}
+    shown = {p: comparison_table(run, README if p == "digits" else {}) for p, run in usual.items()}
+    shown |= {p: variants_table(run) for p, run in runs.items() if p not in usual}
+    shared = {"likelihood": likelihood_table(usual), "one system": alone_table(usual)}
     return {
         "README.md": {"digits": readme_table(runs["digits"])},
         "docs/results.md": shown | shared,
@@ -148,7 +165,7 @@ def seconds() -> dict[str, tuple[int, float]]:
 def main() -> None:
     """Copy and print."""
     config = load_config(ROOT / "params.yaml")
-    folder = DOCS / (f"{config.preset}_variants" if config.variants else config.preset)
+    folder = DOCS / (config.preset + (WITH_VARIANTS if config.variants else ""))
     folder.mkdir(exist_ok=True)
     for path in (ROOT / "results/figures").glob("*.png"):
         shutil.copy(path, folder)
