@@ -280,7 +280,7 @@ def test_gigantic_claim(side: int) -> None:
 
 # Trees and archives
 
-HIDDEN = (".a.png", ".git/a.png", "b/._a.png", "__MACOSX/._a.png")
+HIDDEN = (".a.png", ".git/a.png", "b/._a.png", "__MACOSX/._a.png", "__MACOSX/a/0.png")
 OTHER = ("a.png.part", "a.txt", "a/notes.txt")
 
 
@@ -292,10 +292,18 @@ def test_archive_is_read_like_its_folder(tmp_path: Path, kind: str) -> None:
     """
     images = PICTURES | {"C.JPEG": b"C", "a..b/1.png": b"dots", "2024-05-01 12:30.png": b"time"}
     others = dict.fromkeys(HIDDEN + OTHER, b"no")
-    if kind != "folder":
-        others["__MACOSX/a/0.png"] = b"no"  # the Finder's, which it does not unpack
     path = write(tmp_path / f"set.{kind}", others | images)
     assert sorted(contents(path)) == sorted(images.items())
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_windows_lie_in_folders(tmp_path: Path, kind: str) -> None:
+    """Catches classes and splits that are lost where a backslash stands between folders."""
+    members = {"train\\cat\\0.png": b"0", "test\\cat\\0.png": b"1"}
+    path = write(tmp_path / f"set.{kind}", members)
+    assert dict(contents(path)) == {
+        name.replace("\\", "/"): data for name, data in members.items()
+    }
 
 
 COMMON = ("jpg", "JPG", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm", "pgm", "jp2")

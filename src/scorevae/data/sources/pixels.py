@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from scorevae.config import ImageConfig
 
@@ -27,6 +27,18 @@ FORMATS = {
 }
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF, and so of EXIF
+WHITE_IS_ZERO = 0
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 StoredImage = UInt8[np.ndarray, "height width channel"]
 
 
@@ -38,8 +50,8 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     """Decode, turn upright, crop the centre to a square, shrink with antialiasing.
 
     The square has sides of ``crop`` pixels, else it is the largest that fits.
-    EXIF orientation is applied, transparency is laid over white, 16-bit grey is reduced to 8
-    bits, grey images are repeated over three channels, colour images become grey where the
+    EXIF orientation is applied, transparency is laid over white, grey of 9 to 16 bits is reduced
+    to 8, grey images are repeated over three channels, colour images become grey where the
     preset has one channel. Resizing is bilinear over the area of each new pixel (Pillow's, which
     torchvision's ``Resize`` uses).
 
@@ -55,13 +67,12 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
             with Image.open(io.BytesIO(data), formats=formats) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise BadImage(f"{opened.width}×{opened.height} pixels, over {MAX_PIXELS}")
+                opened.load()
                 # Pillow scales a PGM of more than 8 bits to 16, in pixels of 32.
                 kind = opened.format, opened.mode
-                picture = ImageOps.exif_transpose(opened)
-                if opened.mode.startswith("I;16") or kind == ("PPM", "I"):
-                    grey = np.round(np.asarray(picture) / 257)  # of 0 to 65535
-                    picture = Image.fromarray(grey.astype(np.uint8))
-                picture = _eight_bit(picture, image.channels)
+                deep = opened.mode.startswith("I;16") or kind == ("PPM", "I")
+                grey = _deep_grey(opened) if deep else opened
+                picture = _eight_bit(_upright(grey, opened), image.channels)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -77,6 +88,35 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     if side != image.size:
         square = square.resize((image.size, image.size), Image.Resampling.BILINEAR)
     return np.asarray(square, dtype=np.uint8).reshape(image.size, image.size, image.channels)
+
+
+def _deep_grey(opened: Image.Image) -> Image.Image:
+    """Grey of up to 16 bits as 8: the largest value of its depth is 255.
+
+    TIFF states depth and direction, which Pillow leaves as they are; a PNG may name one value that
+    is transparent, hence white.
+    """
+    tags = getattr(opened, "tag_v2", {})
+    values = np.asarray(opened)
+    largest = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+    grey = np.round(values / (largest / 255))
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    if isinstance(transparent := opened.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
+    """Turned by the orientation alone, whatever else in the file's EXIF is invalid.
+
+    Pillow has turned a TIFF, and removed its orientation, when it was loaded.
+    """
+    try:
+        turn = TURNS.get(opened.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 (an EXIF that cannot be read turns nothing)
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _eight_bit(picture: Image.Image, channels: int) -> Image.Image:

@@ -18,6 +18,10 @@ from scorevae.runtime.files import is_disk_full
 MAX_FILE_BYTES = 2**28  # of one image file; a larger member is a bomb or no image
 TARS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz"}
 ARCHIVES = (".zip", *TARS)
+HIDDEN = (
+    ".",
+    "__MACOSX",
+)  # folders; the latter is the Finder's, of resource forks with .png endings
 
 # What the libraries raise on archives that are cut short or altered; KeyError: a link to nothing.
 DAMAGE = tarfile.TarError, BadZipFile, zlib.error, LZMAError, EOFError, KeyError, OSError
@@ -85,7 +89,7 @@ def _unreadable(error: OSError) -> NoReturn:
 def _files(root: Path) -> Iterator[Path]:
     """All files but hidden ones."""
     for folder, subfolders, names in folders(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not name.startswith(HIDDEN)]
         yield from (folder / name for name in names if not name.startswith("."))
 
 
@@ -113,7 +117,9 @@ def _archived(path: Path, scratch: Path, prefix: str) -> Iterator[ImageFile]:
             reason = f"damaged or incomplete archive ({' '.join(str(error).split())[:200]})"
             raise UserError(f"{path}: {reason}; fetch it again") from None
         for file in _files(folder):
-            yield ImageFile(f"{prefix}{file.relative_to(folder).as_posix()}", file)
+            # where a tool for Windows packed it, \ stands between folders
+            inside = file.relative_to(folder).as_posix().replace("\\", "/")
+            yield ImageFile(prefix + inside, file)
 
 
 def _unzip(path: Path, folder: Path) -> None:
@@ -166,7 +172,7 @@ def _wanted(path: Path, name: str, size: int) -> bool:
             f"{path}: the member {name!r} points outside of the archive; use another archive, or "
             "unpack this one where you trust it and name that folder in data.root"
         )
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts.parts)
+    hidden = any(part.startswith(HIDDEN) for part in parts.parts)
     if hidden or parts.suffix.lower() not in SUFFIXES:
         return False
     if size > MAX_FILE_BYTES:
