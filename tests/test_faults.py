@@ -99,7 +99,7 @@ def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signa
     set_params(**{"reconstruct.batch": 20, "protocols.default.steps": 20})
     shutil.rmtree("results/reconstructions")
     attempt = start("reconstruct")
-    kept = first("state/reconstruct/*/0-20.npy", attempt)
+    kept = first("state/reconstruct/*/scorevae.0-20.npy", attempt)
     attempt.send_signal(number)
     _, stderr = attempt.communicate()
     assert attempt.returncode != 0
