@@ -46,7 +46,9 @@ from scorevae.sde import SDE, build_sde  # noqa: E402
 if TYPE_CHECKING:
     from pipeline import Clone
 
-CONSTANTS = dict(beta_min=0.1, beta_max=20.0, sigma_min=0.01, sigma_max=50.0, t_min=1e-3)
+CONSTANTS = dict(
+    beta_min=0.1, beta_max=20.0, sigma_min=0.01, sigma_max=50.0, t_min=1e-3, t_max=1.0
+)
 
 # Warnings of third-party libraries that cannot be avoided here.
 UNAVOIDABLE = (

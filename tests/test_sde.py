@@ -1,6 +1,7 @@
 """Forward processes: drift, diffusion, marginal and log-SNR must belong to one another."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,8 +169,8 @@ def test_transitions_compose_to_the_marginals(sde: SDE) -> None:
 def test_settings_build_the_process_they_name() -> None:
     """Constants of one process handed to another, or in the wrong order."""
     constants = {"beta_min": 0.2, "beta_max": 9.0, "sigma_min": 0.02, "sigma_max": 7.0}
-    beta, ve = LinearRate(0.2, 9.0), VESDE(0.02, 7.0, 1e-4)
-    expected = {"vp": VPSDE(beta, 1e-4), "subvp": SubVPSDE(beta, 1e-4), "ve": ve}
+    beta, ve = LinearRate(0.2, 9.0), VESDE(0.02, 7.0, 1e-4, 0.9)
+    expected = {"vp": VPSDE(beta, 1e-4, 0.9), "subvp": SubVPSDE(beta, 1e-4, 0.9), "ve": ve}
     for kind, process in expected.items():
-        assert build_sde(SDEConfig(kind=kind, t_min=1e-4, **constants)) == process
-    assert ve.terminal_std == 7.0
+        assert build_sde(SDEConfig(kind=kind, t_min=1e-4, t_max=0.9, **constants)) == process
+    assert replace(ve, t_max=1.0).terminal_std == 7.0

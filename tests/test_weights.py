@@ -9,6 +9,7 @@ import pytest
 import torch
 from limits import disk_of
 from pictures import listing
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import tiny_config, write_encoder, write_prior, write_vae
 from torch import nn
@@ -162,7 +163,7 @@ def test_check_header(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=expected):
         check_header(path, header, latent=5)
     other = config.sde.model_copy(update={"t_min": 2e-3})
-    with pytest.raises(UserError, match=r"its sde is \(.*t_min=0.001\).*\(.*t_min=0.002\)"):
+    with pytest.raises(UserError, match=r"its sde is \(.*t_min=0.001 .*\(.*t_min=0.002 "):
         check_header(path, header, sde=other)
 
 
@@ -177,3 +178,15 @@ def test_full_disk_leaves_the_former_weights(tmp_path: Path, size: int) -> None:
     with disk_of(size), pytest.raises(UserError, match=message):
         save_weights(tmp_path / "p", network, header)
     assert listing(tmp_path) == before
+
+
+def test_weights_that_say_nothing_of_the_largest_time_mean_one(tmp_path: Path) -> None:
+    """Catches weights of before that are refused, and headers that such readers would refuse."""
+    config = tiny_config()
+    write_prior(tmp_path / "p", config)
+    with safe_open(tmp_path / "p", framework="pt") as file:
+        assert "t_max" not in json.loads(file.metadata()["scorevae"])["sde"]
+    assert load_prior(tmp_path / "p").sde.t_max == 1
+    short = config.model_copy(update={"sde": config.sde.model_copy(update={"t_max": 0.9})})
+    write_prior(tmp_path / "short", short)
+    assert load_prior(tmp_path / "short").sde.t_max == 0.9

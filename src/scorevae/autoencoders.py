@@ -347,8 +347,9 @@ class ScoreVAE(DiffusionSystem):
         """
         if t == 0:
             return self.encode(images)
-        if not self.sde.t_min <= t <= 1:
-            raise UserError(f"t: got {t}; give 0, or a time from {self.sde.t_min} to 1")
+        if not self.sde.t_min <= t <= self.sde.t_max:
+            known = f"{self.sde.t_min} to {self.sde.t_max}"
+            raise UserError(f"t: got {t}; give 0, or a time from {known}")
         self._check_images(images)
         noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
         parts = []

@@ -54,9 +54,13 @@ class SDEConfig(Section):
     sigma_min: Positive  # ve
     sigma_max: Positive  # ve
     t_min: Annotated[float, Field(gt=0, lt=1)]
+    # 1 is left out of headers: weights from before this key was there say nothing of it.
+    t_max: Annotated[float, Field(gt=0, le=1, exclude_if=lambda t_max: t_max == 1)]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min {self.t_min} is not below t_max {self.t_max}")
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if self.sigma_min >= self.sigma_max:
@@ -421,9 +425,9 @@ class Config(Section):
         name = self.reconstruct.protocol
         _check_known("reconstruct.protocol", name, "protocols", self.protocols)
         for t in self.evaluate.probes.times:
-            if 0 < t < self.sde.t_min:
-                least = f"sde.t_min ({self.sde.t_min})"
-                raise ValueError(f"evaluate.probes.times: got {t}; choose 0, or {least} to 1")
+            if t > self.sde.t_max or 0 < t < self.sde.t_min:
+                known = f"sde.t_min ({self.sde.t_min}) to sde.t_max ({self.sde.t_max})"
+                raise ValueError(f"evaluate.probes.times: got {t}; choose 0, or {known}")
         return self
 
     @property

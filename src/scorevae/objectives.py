@@ -3,8 +3,8 @@
 It does so in two steps: a draw, which is all of its randomness, and a loss, a pure function of
 (module, images, draw) but for a network's own dropout. Every loss has shape (batch,): squared
 errors are summed over pixels, KL over latents, and the caller takes the mean over the batch.
-Times are drawn in [t_min, 1], stratified over the batch, and weighted by one over their density,
-so every combination of weighting and time distribution is an unbiased estimate of
+Times are drawn in [t_min, t_max], stratified over the batch, and weighted by one over their
+density, so every combination of weighting and time distribution is an unbiased estimate of
 ½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 7 and §3.5).
 """
 
@@ -57,10 +57,10 @@ class TimeSample(NamedTuple):
 def draw_times(
     sde: SDE, like: Data, generator: torch.Generator, distribution: TimeDistribution
 ) -> TimeSample:
-    """One time in [t_min, 1] for each row of ``like``, stratified.
+    """One time in [t_min, t_max] for each row of ``like``, stratified.
 
-    uniform: p(t) = 1/(1 − t_min). log_snr: λ uniform on [λ(1), λ(t_min)], so that
-    p(t) = (−dλ/dt)/Z = (g²/σ²)/Z with Z = λ(t_min) − λ(1), by the closed inverse of λ.
+    uniform: p(t) = 1/(t_max − t_min). log_snr: λ uniform on [λ(t_max), λ(t_min)], so that
+    p(t) = (−dλ/dt)/Z = (g²/σ²)/Z with Z = λ(t_min) − λ(t_max), by the closed inverse of λ.
 
     Row i gets the quantile (u + i)/batch, u uniform: each t has exactly the stated density and
     the batch covers it evenly (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). Rows of a
@@ -70,10 +70,11 @@ def draw_times(
     offset = torch.rand((), generator=generator, device=like.device, dtype=like.dtype)
     quantile = (torch.arange(count, device=like.device, dtype=like.dtype) + offset) / count
     if distribution == "uniform":
-        t = sde.t_min + quantile * (1 - sde.t_min)
-        return TimeSample(t, torch.full_like(t, 1 - sde.t_min))
+        length = sde.t_max - sde.t_min
+        t = sde.t_min + quantile * length
+        return TimeSample(t, torch.full_like(t, length))
     largest, smallest = log_snr_range(sde)
-    t = sde.time_of_log_snr(largest - quantile * (largest - smallest)).clamp(sde.t_min, 1)
+    t = sde.time_of_log_snr(largest - quantile * (largest - smallest)).clamp(sde.t_min, sde.t_max)
     return TimeSample(t, (largest - smallest) / noise_space_weight(sde, t))
 
 

@@ -28,12 +28,12 @@ NoiseFn = Callable[[Tensor], Tensor]
 Report = Callable[[int], None]
 Step = Callable[[ScoreFn, SDE, Data, Times, Times, NoiseFn], Data]
 Grid = Float64[Tensor, " points"]
-TimeGrid = Callable[[SDE, int], Grid]  # steps -> steps + 1 decreasing times from 1 to t_min
+TimeGrid = Callable[[SDE, int], Grid]  # steps -> steps + 1 decreasing times from t_max to t_min
 
 
 def uniform_grid(sde: SDE, steps: int) -> Grid:
     """Equal steps in t."""
-    return torch.linspace(1, sde.t_min, steps + 1, dtype=torch.float64)
+    return torch.linspace(sde.t_max, sde.t_min, steps + 1, dtype=torch.float64)
 
 
 def log_snr_grid(sde: SDE, steps: int) -> Grid:
@@ -52,8 +52,8 @@ def karras_grid(sde: SDE, steps: int, rho: float = 7.0) -> Grid:
 
 
 def _pinned(sde: SDE, times: Grid) -> Grid:
-    """Replace the ends, which the inverse of λ returns up to rounding, by 1 and t_min."""
-    times[0], times[-1] = 1.0, sde.t_min
+    """Replace the ends, which the inverse of λ returns up to rounding, by t_max and t_min."""
+    times[0], times[-1] = sde.t_max, sde.t_min
     return times
 
 
@@ -236,6 +236,8 @@ def generate(
 ) -> Data:
     """Draw x_0 from x_1 ~ N(0, terminal_std² I): ``steps`` − 1 steps to t_min, then Tweedie.
 
+    x_1 is the noise at t_max, which is 1 but for priors that know less noise.
+
     The last evaluation returns E[x_0|x_{t_min}] of the (combined) score, without noise, for
     every sampler alike.
 
@@ -245,7 +247,7 @@ def generate(
     """
     if settings.clip:
         score = clipped(score, sde)
-    x, t = settings.noise_scale * x_1, torch.tensor(1.0, dtype=torch.float64)
+    x, t = settings.noise_scale * x_1, torch.tensor(sde.t_max, dtype=torch.float64)
     if settings.steps > 1:
         times = GRIDS[settings.grid](sde, settings.steps - 1)
         x, t = integrate(score, sde, x, times, step=make_step(settings), noise=noise), times[-1]

@@ -34,12 +34,17 @@ class SDE(Hashable, Protocol):
 
     @property
     def t_min(self) -> float:
-        """The smallest time ε that is trained and sampled, in (0, 1)."""
+        """The smallest time ε that is trained and sampled, in (0, t_max)."""
+        ...
+
+    @property
+    def t_max(self) -> float:
+        """The largest, at most 1, the paper's: less where a prior does not know more noise."""
         ...
 
     @property
     def terminal_std(self) -> float:
-        """Standard deviation of the distribution π at t = 1 from which sampling starts."""
+        """Standard deviation of the distribution π at t_max from which sampling starts."""
         ...
 
     def marginal(self, t: Times) -> Marginal:
@@ -91,6 +96,7 @@ class VPSDE:
 
     beta: LinearRate
     t_min: float
+    t_max: float = 1.0
     terminal_std: float = 1.0
 
     def marginal(self, t: Times) -> Marginal:
@@ -122,6 +128,7 @@ class SubVPSDE:
 
     beta: LinearRate
     t_min: float
+    t_max: float = 1.0
     terminal_std: float = 1.0
 
     def marginal(self, t: Times) -> Marginal:
@@ -157,11 +164,12 @@ class VESDE:
     sigma_min: float
     sigma_max: float
     t_min: float
+    t_max: float = 1.0
 
     @property
     def terminal_std(self) -> float:
-        """σ_max: at t = 1 the data are negligible beside the noise."""
-        return self.sigma_max
+        """σ at t_max, where the data are negligible beside the noise."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** self.t_max
 
     @property
     def _log_ratio(self) -> float:
@@ -190,13 +198,14 @@ class VESDE:
 
 def build_sde(settings: SDEConfig) -> SDE:
     """The forward process that ``params.yaml`` asks for under ``sde``."""
+    ends = settings.t_min, settings.t_max
     match settings.kind:
         case "vp":
-            return VPSDE(LinearRate(settings.beta_min, settings.beta_max), settings.t_min)
+            return VPSDE(LinearRate(settings.beta_min, settings.beta_max), *ends)
         case "subvp":
-            return SubVPSDE(LinearRate(settings.beta_min, settings.beta_max), settings.t_min)
+            return SubVPSDE(LinearRate(settings.beta_min, settings.beta_max), *ends)
         case "ve":
-            return VESDE(settings.sigma_min, settings.sigma_max, settings.t_min)
+            return VESDE(settings.sigma_min, settings.sigma_max, *ends)
 
 
 def over(t: Tensor, x: Tensor) -> Tensor:
@@ -215,6 +224,6 @@ def perturb(sde: SDE, x_0: Data, t: Times, noise: Data) -> Data:
 
 @lru_cache
 def log_snr_range(sde: SDE) -> tuple[float, float]:
-    """λ at t_min and at t = 1 (largest, smallest), computed in float64."""
-    ends = sde.log_snr(torch.tensor([sde.t_min, 1.0], dtype=torch.float64))
+    """λ at t_min and at t_max (largest, smallest), computed in float64."""
+    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     return ends[0].item(), ends[1].item()

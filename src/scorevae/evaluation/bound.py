@@ -188,7 +188,7 @@ def extended(score: ScoreFn, sde: SDE) -> ScoreFn:
 def stratified_levels(
     sde: SDE, smallest_noise: float, images: int, *, repeats: int, draws: int, seed: int
 ) -> Levels:
-    """λ from ``smallest_noise`` = σ_ε/α_ε to t = 1, for every image and draw.
+    """λ from ``smallest_noise`` = σ_ε/α_ε to t_max, for every image and draw.
 
     Draw k of image i within a repeat has the quantile (k + (π(i) + u)/images)/draws with one
     uniform u and one random permutation π: the draws of an image are evenly spaced, and so are
@@ -284,11 +284,11 @@ def _bound(
 
 
 def prior_matching(sde: SDE, x_0: Data) -> Nats:
-    """KL(q(x_1|x_0) ‖ π) with π = N(0, τ² I), τ = ``sde.terminal_std``.
+    """KL(q(x_1|x_0) ‖ π) at t_max, with π = N(0, τ² I), τ = ``sde.terminal_std``.
 
     ½ [α_1² ‖x_0‖²/τ² + d (σ_1²/τ² − 1 − ln(σ_1²/τ²))]
     """
-    alpha, sigma = sde.marginal(torch.tensor(1.0, dtype=torch.float64))
+    alpha, sigma = sde.marginal(torch.tensor(sde.t_max, dtype=torch.float64))
     ratio = (sigma / sde.terminal_std) ** 2
     signal = (alpha / sde.terminal_std) ** 2 * _squared_norm(x_0.double())
     return 0.5 * (signal + x_0[0].numel() * (ratio - 1 - torch.log(ratio)))
@@ -306,8 +306,8 @@ def theorem_3(sde: SDE, x_0: Data, levels: Levels, excess: Repeats) -> Repeats:
     integral, ½ ∫ g² E[…] dt.
     """
     d = x_0[0].numel()
-    one = torch.tensor(1.0, dtype=torch.float64)
-    end, start = sde.marginal(one), sde.marginal(sde.time_of_log_snr(levels.largest * one))
+    t_max, largest = torch.tensor([sde.t_max, levels.largest], dtype=torch.float64)
+    end, start = sde.marginal(t_max), sde.marginal(sde.time_of_log_snr(largest))
     variance = sde.terminal_std**2
     second_moment = end.alpha**2 * _squared_norm(x_0.double()) + d * end.sigma**2
     log_pi = -0.5 * (second_moment / variance + d * math.log(2 * math.pi * variance))

@@ -141,7 +141,7 @@ def ode_log_density(
 def flow_to_noise(
     x: Data, *, sde: SDE, score: ScoreFn, probes: Sequence[Data], tolerance: float, start: float
 ) -> Flow:
-    """Carry x from λ = ``start`` to λ(1) by adaptive RK45 (Dormand–Prince, scipy).
+    """Carry x from λ = ``start`` to λ(t_max) by adaptive RK45 (Dormand–Prince, scipy).
 
     The error of a step is the root mean square over all images, pixels and log-volumes. The
     network runs in the dtype of x, the solver in float64.

@@ -13,7 +13,7 @@ from scorevae.shapes import Data, Times
 def noise_level(sde: SDE, t: Times) -> Times:
     """The noise of x_t as a number in [0, 1000], increasing in t, like the index of a DDPM grid.
 
-    From t_min to 1 it runs from 50 to 1000, linear in the log-SNR and hence evenly resolved
+    From t_min to t_max it runs from 50 to 1000, linear in the log-SNR and hence evenly resolved
     where the likelihood weighting trains. From 0 to t_min, where the log-SNR diverges, it is
     linear in t: a clean image (t = 0, encoding) is a distinct input, not one of noise t_min.
     Were they one, q(z|x_0, 0) could be no more certain than q(z|x_t, t_min).

@@ -69,6 +69,8 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
     if found != (wanted, FORMAT):
         held = f"holds {found[0]} weights of format {found[1]}"
         raise UserError(f"{path}: {held}; give {wanted} weights of format {FORMAT}")
+    if isinstance(sde := tree.get("sde"), dict):
+        tree["sde"] = {"t_max": 1.0, **sde}  # see SDEConfig
     header = parse(expected, tree, str(path))
     if header.data_range != DATA_RANGE:
         raise UserError(
