@@ -1,4 +1,4 @@
-"""Stage train_prior: the unconditional diffusion model, by denoising score matching."""
+"""Stage train_prior: the unconditional diffusion model, trained here or by others."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 import click
 
 from scorevae.config import load_config
+from scorevae.networks.pretrained.importing import import_prior
 from scorevae.networks.prior import PriorHeader
 from scorevae.objectives import PriorObjective
 from scorevae.sde import build_sde
@@ -22,19 +23,23 @@ PATH = click.Path(path_type=Path)
 @click.option("--output", type=PATH, required=True, help="weights to write")
 @click.option("--curve", type=PATH, required=True, help="training curve to write (CSV)")
 def main(params: Path, data: Path, output: Path, curve: Path) -> None:
-    """Train the prior."""
+    """Train the prior, or import it and go on from there."""
     config = load_config(params)
     image, prior = config.selected.data.image, config.selected.prior
-    header = PriorHeader(image=image, sde=config.sde, network=prior.network)
+    header, imported = PriorHeader(image=image, sde=config.sde, network=prior.network), None
+    if prior.source == "pretrained" and prior.pretrained is not None:
+        imported, header = import_prior(prior.pretrained, image, config.sde)
     objective = PriorObjective(sde=build_sde(config.sde), time=prior.time)
     with (
         training_stage("train_prior", config, data, curve, reads=[]) as run,
-        run.state([config.sde, prior], [data], output) as finished,
+        run.state([prior, header], [data], output) as finished,
     ):
-        if not finished:
-            network = run.build(header.build)
-            trained = run.fit(network, objective, prior.training, "prior")
-            run.save(output, trained, header)
+        if finished:
+            return
+        network = imported.to(run.device) if imported else run.build(header.build)
+        if imported is None or prior.training.steps > 0:
+            network = run.fit(network, objective, prior.training, "prior")
+        run.save(output, network, header)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,12 @@ def test_separate_concerns(module: str) -> None:
 
 PLACES = {
     "mlflow": {"runtime.runs", "commands"},
-    "diffusers": {"networks.prior"},
+    "diffusers": {
+        "networks.prior",
+        "networks.pretrained.adapter",
+        "networks.pretrained.diffusers",
+        "networks.pretrained.export",
+    },
     "accelerate": {"training"},
     "matplotlib": {"evaluation"},
     "lpips": {"evaluation.lpips"},

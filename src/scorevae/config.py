@@ -104,6 +104,7 @@ class ReconstructConfig(Section):
     """The stage ``reconstruct``."""
 
     protocol: str
+    prior: FileName | None  # weights of another prior to decode with; null: the encoder's
     guidance: NonNegative
     batch: Count
 
@@ -295,12 +296,113 @@ def _check_groups(channels: list[int], groups: int) -> None:
             raise ValueError(f"channels {width} is not a multiple of groups {groups}")
 
 
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+DataRange = Literal["[-1, 1]", "[0, 1]"]  # of the images that a network was trained on
+
+
+class PretrainedConfig(Section):
+    """A diffusion model that others trained, or we did."""
+
+    path: FileName
+    sha256: Digest | None  # of the file of weights; null: not compared, but recorded
+
+
+class OwnPriorConfig(PretrainedConfig):
+    """A prior's weights of this project."""
+
+    format: Literal["own"]
+
+
+class DiffusersPriorConfig(PretrainedConfig):
+    """diffusers' folder of a ``DDPMPipeline``, or its id on the Hugging Face hub."""
+
+    format: Literal["diffusers"]
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None  # commit of the hub id
+
+
+class GuidedUNetConfig(Section):
+    """The U-Net of guided-diffusion and improved-diffusion, whose files do not describe it."""
+
+    channels: Count
+    multipliers: Counts  # of channels, level by level
+    blocks: Count
+    attention: list[Count]  # sides of feature maps
+    heads: Count | None  # of every attention; null: by head_channels
+    head_channels: Count | None
+    scale_shift: bool
+    resblock_updown: bool
+    new_attention_order: bool
+
+
+class GuidedPriorConfig(PretrainedConfig):
+    """A state dict of guided-diffusion or improved-diffusion."""
+
+    format: Literal["guided_diffusion", "improved_diffusion"]
+    network: GuidedUNetConfig
+    schedule: Literal["linear", "cosine"]
+    timesteps: Count
+    rescale_timesteps: bool
+    learned_variance: bool
+
+
+class NCSNppConfig(Section):
+    """score_sde's ``ncsnpp``, that is DDPM++ and NCSN++; names as in its configurations."""
+
+    nf: Count
+    ch_mult: Counts
+    num_res_blocks: Count
+    attn_resolutions: list[Count]
+    resamp_with_conv: bool
+    fir: bool
+    skip_rescale: bool
+    progressive: Literal["none"]
+    progressive_input: Literal["none", "residual"]
+    progressive_combine: Literal["sum"]
+    embedding_type: Literal["positional", "fourier"]
+    scale_by_sigma: bool
+
+
+class ScoreSDEPriorConfig(PretrainedConfig):
+    """A checkpoint of score_sde_pytorch."""
+
+    format: Literal["score_sde"]
+    network: NCSNppConfig
+    process: Literal["vp", "subvp", "ve"]
+    low: Positive  # beta_min, sigma_min
+    high: Positive  # beta_max, sigma_max
+    data_range: DataRange  # [0, 1] where data.centered is False
+
+
+class EDMPriorConfig(PretrainedConfig):
+    """A network of EDM, converted from its pickle."""
+
+    format: Literal["edm"]
+
+
+AnyPretrained = Annotated[
+    OwnPriorConfig
+    | DiffusersPriorConfig
+    | GuidedPriorConfig
+    | ScoreSDEPriorConfig
+    | EDMPriorConfig,
+    Field(discriminator="format"),
+]
+
+
 class PriorConfig(Section):
     """The unconditional diffusion model."""
 
-    network: UNetConfig
+    source: Literal["train", "pretrained"]
+    pretrained: AnyPretrained | None  # read where source is pretrained
+    network: UNetConfig  # of a prior that is trained here
     time: TimeDistribution
-    training: TrainingConfig
+    training: TrainingConfig  # with a pretrained one, fine-tuning
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.source == "pretrained" and self.pretrained is None:
+            raise ValueError("pretrained: got null; say which, as source is pretrained, or train")
+        return self
 
 
 class VAEConfig(Section):

@@ -1,17 +1,24 @@
-"""The prior's network: a DDPM U-Net that predicts the noise in x_t."""
+"""The prior: a DDPM U-Net that predicts the noise in x_t, or a network from elsewhere."""
 
+import copy
+import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from scorevae.config import ImageConfig, SDEConfig, UNetConfig
 from scorevae.errors import UserError
+from scorevae.networks.pretrained.adapter import ForeignNetwork, PretrainedPrior
 from scorevae.networks.time import noise_level, unit_scale
 from scorevae.networks.weights import Header, load_weights, read_header
-from scorevae.sde import SDE, build_sde, over
+from scorevae.runtime.files import own_path
+from scorevae.sde import SDE, build_sde, log_snr_range, over
 from scorevae.shapes import Images, Times
+
+PRIOR = "prior.safetensors"  # in a folder of models
+RANGE_ROUNDING = 1e-6  # of a log-SNR that went through a time and back
 
 
 def build_unet(
@@ -89,26 +96,88 @@ class PriorHeader(Header):
     kind: Literal["prior"] = "prior"
     image: ImageConfig
     sde: SDEConfig
-    network: UNetConfig
+    network: UNetConfig | ForeignNetwork
 
-    def build(self) -> PriorUNet:
+    @property
+    def foreign(self) -> bool:
+        """Whether others made the network, for which any process will do whose noise it knows."""
+        return isinstance(self.network, ForeignNetwork)
+
+    def build(self) -> PriorUNet | PretrainedPrior:
         """The network, untrained."""
+        if isinstance(self.network, ForeignNetwork):
+            return PretrainedPrior(self.network, build_sde(self.sde))
         return PriorUNet(self.image, self.network, build_sde(self.sde))
+
+    def check_covers(self, sde: SDEConfig, where: str) -> None:
+        """Raise UserError, naming ``where``, unless it knows all noise of a process.
+
+        A network of ours knows its own process, from t_min to t_max; a foreign one any process,
+        from its largest log-SNR to its smallest.
+        """
+        process = build_sde(sde)
+        if isinstance(self.network, ForeignNetwork):
+            known = self.network.log_snr_range()
+        elif sde.model_copy(update={"t_min": self.sde.t_min, "t_max": self.sde.t_max}) == self.sde:
+            known = log_snr_range(build_sde(self.sde))
+        else:
+            raise UserError(
+                f"{where}: a prior of the process ({self.sde}), not of ({sde}); choose one that "
+                "was trained under this process"
+            )
+        largest, smallest = log_snr_range(process)
+        first, last = process.time_of_log_snr(torch.tensor(known, dtype=torch.float64)).tolist()
+        remedies = []
+        if largest > known[0] + RANGE_ROUNDING:
+            remedies.append(f"sde.t_min to {math.ceil(first * 1e5) / 1e5:g} or more")
+        if smallest < known[1] - RANGE_ROUNDING:
+            remedies.append(f"sde.t_max to {math.floor(last * 1e4) / 1e4:g} or less")
+        if remedies:
+            raise UserError(
+                f"{where}: the prior knows noise of log-SNR {known[0]:.4g} to {known[1]:.4g}, the "
+                f"process goes from {largest:.4g} to {smallest:.4g}; set {' and '.join(remedies)}"
+            )
 
 
 class Prior(NamedTuple):
     """A loaded prior."""
 
-    network: PriorUNet
+    network: PriorUNet | PretrainedPrior
     header: PriorHeader
 
     @property
     def sde(self) -> SDE:
-        """The process that it was trained under."""
+        """The process that it is used under."""
         return build_sde(self.header.sde)
+
+    def under(self, sde: SDEConfig) -> Self:
+        """The same prior under a process whose noise it knows.
+
+        Raises:
+            UserError: it does not.
+        """
+        if sde == self.header.sde:
+            return self
+        self.header.check_covers(sde, "prior")
+        network = self.network
+        if isinstance(network, PretrainedPrior):
+            network = copy.copy(network)  # the same weights
+            network.sde = build_sde(sde)
+        return self._replace(network=network, header=self.header.model_copy(update={"sde": sde}))
 
 
 def load_prior(path: Path) -> Prior:
     """Rebuild a frozen prior on the CPU; raises as ``read_header`` and ``load_weights``."""
     header = read_header(path, PriorHeader)
     return Prior(load_weights(path, header.build()), header)
+
+
+def decoding_prior(folder: Path, other: str | None) -> Path:
+    """The prior of a folder of models, with which its encoder was trained, or another file.
+
+    ``other`` is ``reconstruct.prior``.
+
+    Raises:
+        UserError: there is nothing at the path that it names.
+    """
+    return folder / PRIOR if other is None else own_path(other, "reconstruct.prior")

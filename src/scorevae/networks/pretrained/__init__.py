@@ -1,0 +1,1 @@
+"""Diffusion models that others trained, read as priors."""
