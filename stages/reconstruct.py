@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae.autoencoders import systems_of
+from scorevae.autoencoders import systems_of, weight_files
 from scorevae.config import load_config
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
 from scorevae.reconstructions import reconstruct, save
@@ -29,11 +29,8 @@ def main(params: Path, data: Path, models: Path, output: Path) -> None:
     config = load_config(params)
     settings, sampling, preset = config.reconstruct, config.sampling, config.selected
     images = load_split(data, "test", preset.data.image, preset.test_images).images
-    rows = systems_of(config)
-    systems = {name: row.load(models, sampling, settings.batch) for name, row in rows.items()}
-    weights = [
-        models / name for name in dict.fromkeys(f for r in rows.values() for f in r.weights)
-    ]
+    systems = {name: row.load(models, config) for name, row in systems_of(config).items()}
+    weights = weight_files(models, config)
     inputs = [data, *weights, *code_of("reconstruct")]
     key = state_key([config.seed, settings, sampling, len(images)], inputs)
     remedy = f"lower reconstruct.batch ({settings.batch})"

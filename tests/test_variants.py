@@ -66,7 +66,7 @@ def test_systems_that_draw(tmp_path: Path) -> None:
     write_corrector(tmp_path, tiny_config())
     write_diffusion_decoder(tmp_path, tiny_config())
     for name in DRAWING:
-        loaded = SYSTEMS[name].load(tmp_path, tiny_config().sampling, 2)
+        loaded = SYSTEMS[name].load(tmp_path, tiny_config(**{"reconstruct.batch": 2}))
         assert isinstance(loaded, DiffusionSystem)
     assert set(SYSTEMS) - set(DRAWING) == {"vae"}
 
@@ -227,11 +227,14 @@ def test_metrics_and_page_have_their_columns(switched_on: Path) -> None:
 
 def test_reconstructions_are_the_systems_own(switched_on: Path) -> None:
     """Catches batches of one system kept as another's, and another z or seed than ScoreVAE's."""
-    config, folder = tiny_config(), switched_on / "results/reconstructions"
+    config, folder = (
+        tiny_config(**{"reconstruct.batch": 250}),
+        switched_on / "results/reconstructions",
+    )
     x = np.load(switched_on / "data/digits/test_images.npy")[:250].transpose(0, 3, 1, 2)
     images = torch.from_numpy(x.copy()).float() / 255
     for name in DRAWING:
-        system = SYSTEMS[name].load(switched_on / "models/digits", config.sampling, 250)
+        system = SYSTEMS[name].load(switched_on / "models/digits", config)
         expected = system.reconstruct(images, seed=config.seed)
         found = torch.from_numpy(np.load(folder / f"{name}_images.npy"))[:250]
         # The encoder in batches of another size, through three steps: float32 convolutions.

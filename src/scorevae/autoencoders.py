@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scorevae.config import Config, ProtocolConfig, SamplingConfig, Variant
+from scorevae.config import Config, SamplingConfig, Variant
 from scorevae.data.arrays import to_unit_range
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
@@ -26,7 +26,7 @@ from scorevae.networks.conditional import (
 )
 from scorevae.networks.corrector import CorrectorHeader, TrainedCorrector, load_corrector
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encoder
-from scorevae.networks.prior import Prior, PriorHeader, load_prior
+from scorevae.networks.prior import PRIOR, Prior, decoding_prior, load_prior
 from scorevae.networks.vae import TrainedVAE, VAEHeader, load_vae
 from scorevae.randomness import make_generator
 from scorevae.sampling import KeptBatches, Report, draw_in_batches
@@ -51,7 +51,8 @@ DEFAULT_SAMPLING = SamplingConfig(
     clip=True,
 )
 
-LatentHeader = EncoderHeader | VAEHeader | CorrectorHeader | DiffusionDecoderHeader
+DrawingHeader = EncoderHeader | CorrectorHeader | DiffusionDecoderHeader
+LatentHeader = DrawingHeader | VAEHeader
 
 
 class System(ABC):
@@ -306,7 +307,7 @@ class ScoreVAE(DiffusionSystem):
         Raises:
             UserError: prior and encoder were trained under different processes or image shapes.
         """
-        _check_same_space(prior.header, encoder.header, "encoder")
+        prior = _beside(prior, encoder.header, "encoder")
         device = chosen_device(device)
         posterior = Posterior(
             prior_score(prior.network.to(device), prior.sde),
@@ -322,18 +323,21 @@ class ScoreVAE(DiffusionSystem):
         cls,
         folder: Path | str,
         *,
+        prior: Path | str | None = None,
         device: torch.device | str | None = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         batch: int = 500,
     ) -> Self:
         """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
 
+        ``prior`` is the file of another prior to decode with: the encoder stays as it is.
+
         Raises:
             UserError: a file is missing, foreign or does not fit the other.
         """
-        prior = load_prior(Path(folder) / "prior.safetensors")
         encoder = load_encoder(Path(folder) / "encoder.safetensors")
-        return cls(prior, encoder, device=device, sampling=sampling, batch=batch)
+        found = load_prior(prior_path(Path(folder), prior))
+        return cls(found, encoder, device=device, sampling=sampling, batch=batch)
 
     @torch.no_grad()
     def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
@@ -381,7 +385,7 @@ class ScoreVAEPlus(ScoreVAE):
         Raises:
             UserError: as ScoreVAE, or the corrector is for another process or image shape.
         """
-        _check_same_space(prior.header, corrector.header, "corrector")
+        prior = _beside(prior, corrector.header, "corrector")
         super().__init__(prior, encoder, device=device, sampling=sampling, batch=batch)
         network = corrector.network.to(self.device)
         self.posterior = replace(self.posterior, corrector=conditional_score(network, self.sde))
@@ -391,19 +395,22 @@ class ScoreVAEPlus(ScoreVAE):
         cls,
         folder: Path | str,
         *,
+        prior: Path | str | None = None,
         device: torch.device | str | None = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         batch: int = 500,
     ) -> Self:
         """Load ScoreVAE's two files and ``variants/corrector.safetensors`` from a folder.
 
+        No other ``prior`` will do: the corrector knows what this one gets wrong.
+
         Raises:
             UserError: a file is missing, foreign or does not fit the others.
         """
-        paths = [Path(folder) / f"{name}.safetensors" for name in ("prior", "encoder")]
-        prior, encoder = load_prior(paths[0]), load_encoder(paths[1])
+        paths = prior_path(Path(folder), prior), Path(folder) / "encoder.safetensors"
+        found, encoder = load_prior(paths[0]), load_encoder(paths[1])
         corrector = load_corrector(Path(folder) / "variants/corrector.safetensors", *paths)
-        return cls(prior, encoder, corrector, device=device, sampling=sampling, batch=batch)
+        return cls(found, encoder, corrector, device=device, sampling=sampling, batch=batch)
 
 
 class DiffusionDecoder(DiffusionSystem):
@@ -434,7 +441,7 @@ class DiffusionDecoder(DiffusionSystem):
         Raises:
             UserError: they were trained under different processes or image shapes.
         """
-        _check_same_space(prior.header, decoder.header, "diffusion decoder")
+        prior = _beside(prior, decoder.header, "diffusion decoder")
         device = chosen_device(device)
         network = decoder.network.to(device)
         posterior = LearnedScore(
@@ -451,29 +458,44 @@ class DiffusionDecoder(DiffusionSystem):
         cls,
         folder: Path | str,
         *,
+        prior: Path | str | None = None,
         device: torch.device | str | None = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         batch: int = 500,
     ) -> Self:
-        """Load ``prior.safetensors`` and ``variants/diffusion_decoder.safetensors``.
+        """Load ``variants/diffusion_decoder.safetensors`` from a folder, and its prior or another.
 
         Raises:
             UserError: a file is missing, foreign or does not fit the other.
         """
-        prior = load_prior(Path(folder) / "prior.safetensors")
+        found = load_prior(prior_path(Path(folder), prior))
         decoder = load_diffusion_decoder(Path(folder) / "variants/diffusion_decoder.safetensors")
-        return cls(prior, decoder, device=device, sampling=sampling, batch=batch)
+        return cls(found, decoder, device=device, sampling=sampling, batch=batch)
 
 
-def _check_same_space(prior: PriorHeader, other: LatentHeader, role: str) -> None:
-    """Scores add up under one process and in one image space."""
-    for name in ("sde", "image"):
-        ours, theirs = getattr(other, name), getattr(prior, name)
-        if ours != theirs:
-            raise UserError(
-                f"the {role}'s {name} is ({ours}), the prior's ({theirs}); train the {role} "
-                "with this prior"
-            )
+def prior_path(folder: Path, other: Path | str | None) -> Path:
+    """The file of the prior that decodes: ``other``, or the folder's own."""
+    return folder / PRIOR if other is None else Path(other)
+
+
+def _beside(prior: Prior, other: DrawingHeader, role: str) -> Prior:
+    """The prior under the process of what was trained with it, or with another prior.
+
+    Scores add up under one process and in one image space.
+
+    Raises:
+        UserError: the prior knows other images, another process or less of its noise.
+    """
+    if (ours := other.image) != (theirs := prior.header.image):
+        raise UserError(
+            f"the {role}'s image is ({ours}), the prior's ({theirs}); train the {role} "
+            "with this prior"
+        )
+    try:
+        return prior.under(other.sde)
+    except UserError as error:
+        reason = f"the {role}'s sde is ({other.sde}), not the prior's ({error})"
+        raise UserError(f"{reason}; or train the {role} with this prior") from None
 
 
 class VAE(System):
@@ -527,7 +549,7 @@ class SystemRow(NamedTuple):
 
     title: str
     weights: tuple[str, ...]  # its files in the folder of models
-    load: Callable[[Path, ProtocolConfig, int], System]  # folder, how to draw, batch
+    load: Callable[[Path, Config], System]  # from the folder of models, to decode as a run does
     phases: tuple[str, ...]  # the trainings that decide what it is worth
     # As printed in arXiv 2304.12141 for β = 0.01 (tables 1 and 2, and version 2 for the last two
     # systems; with β = 0 the diffusion decoder has 2.851 and 0.127 on CIFAR-10, 8.626 and 0.166 on
@@ -537,12 +559,26 @@ class SystemRow(NamedTuple):
     note: str = ""  # what the page says of a variant
 
 
+def _drawing(
+    kind: type[ScoreVAE] | type[DiffusionDecoder],
+) -> Callable[[Path, Config], DiffusionSystem]:
+    def load(folder: Path, config: Config) -> DiffusionSystem:
+        return kind.load(
+            folder,
+            prior=decoding_prior(folder, config.reconstruct.prior),
+            sampling=config.sampling,
+            batch=config.reconstruct.batch,
+        )
+
+    return load
+
+
 # In the order of rows and columns; the first is the one that the others are compared with.
 SYSTEMS = {
     "scorevae": SystemRow(
         "ScoreVAE",
-        ("prior.safetensors", "encoder.safetensors"),
-        lambda folder, sampling, batch: ScoreVAE.load(folder, sampling=sampling, batch=batch),
+        (PRIOR, "encoder.safetensors"),
+        _drawing(ScoreVAE),
         ("prior", "objective"),
         {
             "CIFAR-10": {"l2": "2.634", "paper_lpips": "0.125"},
@@ -552,7 +588,7 @@ SYSTEMS = {
     "vae": SystemRow(
         "VAE",
         ("vae.safetensors",),
-        lambda folder, sampling, batch: VAE.load(folder, batch=batch),
+        lambda folder, config: VAE.load(folder, batch=config.reconstruct.batch),
         ("vae",),
         {
             "CIFAR-10": {"l2": "3.410", "paper_lpips": "0.269"},
@@ -561,8 +597,8 @@ SYSTEMS = {
     ),
     "scorevae_plus": SystemRow(
         "ScoreVAE+",
-        ("prior.safetensors", "encoder.safetensors", "variants/corrector.safetensors"),
-        lambda folder, sampling, batch: ScoreVAEPlus.load(folder, sampling=sampling, batch=batch),
+        (PRIOR, "encoder.safetensors", "variants/corrector.safetensors"),
+        _drawing(ScoreVAEPlus),
         ("prior", "objective", "corrector"),
         {
             "CIFAR-10": {"l2": "2.591", "paper_lpips": "0.119"},
@@ -574,10 +610,8 @@ SYSTEMS = {
     ),
     "diffusion_decoder": SystemRow(
         "Diffusion decoder",
-        ("prior.safetensors", "variants/diffusion_decoder.safetensors"),
-        lambda folder, sampling, batch: DiffusionDecoder.load(
-            folder, sampling=sampling, batch=batch
-        ),
+        (PRIOR, "variants/diffusion_decoder.safetensors"),
+        _drawing(DiffusionDecoder),
         ("diffusion_decoder",),
         {
             "CIFAR-10": {"l2": "19.53", "paper_lpips": "0.562"},
@@ -590,6 +624,13 @@ SYSTEMS = {
 }
 MODEL, BASELINE = list(SYSTEMS)[:2]
 DRAWING = tuple(name for name in SYSTEMS if name != BASELINE)  # each a DiffusionSystem
+
+
+def weight_files(folder: Path, config: Config) -> list[Path]:
+    """Every file of weights that the systems of a run are loaded from."""
+    other = config.reconstruct.prior
+    names = dict.fromkeys(name for row in systems_of(config).values() for name in row.weights)
+    return [decoding_prior(folder, other) if name == PRIOR else folder / name for name in names]
 
 
 def systems_of(config: Config) -> dict[str, SystemRow]:

@@ -43,9 +43,8 @@ class Subject:
     @cached_property
     def systems(self) -> dict[str, System]:
         """Every system of the run by its name."""
-        sampling, batch = self.config.sampling, self.config.reconstruct.batch
         rows = systems_of(self.config).items()
-        return {name: row.load(self.models, sampling, batch) for name, row in rows}
+        return {name: row.load(self.models, self.config) for name, row in rows}
 
     @property
     def drawing(self) -> dict[str, DiffusionSystem]:
