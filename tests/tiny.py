@@ -52,10 +52,10 @@ STATED: dict[str, Any] = {
     "seed": 0,
     "sde": {
         "kind": "vp", "beta_min": 0.1, "beta_max": 20.0, "sigma_min": 0.01, "sigma_max": 50.0,
-        "t_min": 1e-3,
+        "t_min": 1e-3, "t_max": 1.0,
     },
     "objective": {"weighting": "likelihood", "time": "log_snr", "log_determinant": "full"},
-    "reconstruct": {"protocol": "default", "guidance": 1.0, "batch": 250},
+    "reconstruct": {"protocol": "default", "prior": None, "guidance": 1.0, "batch": 250},
     "protocols": {
         "default": protocol("sde_dpm_solver_pp", "log_snr", "mean", clip=True),
         "ode": protocol("dpm_solver_pp", "log_snr", "mean", clip=True),
@@ -85,6 +85,8 @@ PRESET: dict[str, Any] = {
     "lpips": {"trunk": None, "required": False},
     "latent": 4,
     "prior": {
+        "source": "train",
+        "pretrained": None,
         "network": {"blocks": 1, "groups": 4, "dropout": 0.0},
         "time": "log_snr",
         "training": TRAINING,

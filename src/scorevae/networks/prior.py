@@ -103,6 +103,11 @@ class PriorHeader(Header):
         """Whether others made the network, for which any process will do whose noise it knows."""
         return isinstance(self.network, ForeignNetwork)
 
+    @property
+    def origin(self) -> str:
+        """Where the network comes from."""
+        return self.network.origin if isinstance(self.network, ForeignNetwork) else "trained here"
+
     def build(self) -> PriorUNet | PretrainedPrior:
         """The network, untrained."""
         if isinstance(self.network, ForeignNetwork):

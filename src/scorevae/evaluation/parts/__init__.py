@@ -11,6 +11,7 @@ from scorevae.evaluation.parts import (
     interpolations,
     likelihood,
     perception,
+    priors,
     probes,
     samplers,
     samples,
@@ -36,4 +37,5 @@ PARTS: tuple[Part, ...] = (
     distances.CLASSIFIER,
     distances.INCEPTION,
     training.PART,
+    priors.PART,
 )

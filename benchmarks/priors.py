@@ -1,0 +1,147 @@
+"""Priors exchanged under one encoder, and a prior of diffusers' own making, as a table.
+
+    python benchmarks/priors.py               # after dvc repro; writes docs/priors.csv
+
+Every row decodes the same test images. The encoder of the pipeline decodes with its own prior,
+with one trained twice as long, and with one that diffusers' own training loop made (linear
+schedule, 1000 indices, as many steps and images as ours, a U-Net of the same size), none of which
+it has seen; another encoder is trained on the latter. Each over several seeds of the sampler.
+"""
+
+import csv
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import yaml
+from common import DOCS, ROOT, Trained, open_trained
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+
+from scorevae.autoencoders import ScoreVAE
+from scorevae.config import read_tree
+from scorevae.data.arrays import to_tensor
+from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio, sharpness
+from scorevae.runtime.files import replacing
+
+SEEDS = range(4)  # of the sampler
+
+
+def train_by_diffusers(trained: Trained, folder: Path) -> None:
+    """A DDPM as diffusers' documentation trains one, on the pipeline's training images."""
+    preset = trained.config.selected
+    network, settings, image = preset.prior.network, preset.prior.training, preset.data.image
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=image.size, in_channels=image.channels, out_channels=image.channels,
+        layers_per_block=network.blocks, block_out_channels=tuple(network.channels),
+        down_block_types=("DownBlock2D",) * len(network.channels),
+        up_block_types=("UpBlock2D",) * len(network.channels),
+        norm_num_groups=network.groups, add_attention=False,
+    )  # fmt: skip
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+    ema = EMAModel(unet.parameters(), decay=settings.ema)
+    images = to_tensor(trained.train.images)
+    for step in range(settings.steps):
+        clean = images[torch.randint(len(images), (settings.batch,))]
+        noise, index = torch.randn_like(clean), torch.randint(1000, (settings.batch,))
+        predicted = unet(scheduler.add_noise(clean, noise, index), index).sample
+        loss = torch.nn.functional.mse_loss(predicted, noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), settings.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        if step % 200 == 0:
+            click.echo(f"diffusers' loop, step {step}: {loss.item():.4f}")
+    ema.copy_to(unet.parameters())
+    DDPMPipeline(unet, scheduler).save_pretrained(folder)
+
+
+def stage(name: str, folder: Path, changes: dict[str, Any], *options: str | Path) -> None:
+    """Run a stage's script in a folder, with the pipeline's parameters and some others."""
+    tree: Any = read_tree(ROOT / "params.yaml")
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, ROOT / "stages" / f"{name}.py", *options]
+    subprocess.run([str(part) for part in command], cwd=folder, check=True)
+
+
+def measure(label: str, trained: Trained, models: Path, prior: Path) -> dict[str, Any]:
+    """L2, PSNR and sharpness of the test images: mean and standard deviation over seeds."""
+    config = trained.config
+    model = ScoreVAE.load(models, prior=prior, sampling=config.sampling)
+    x, rows = trained.originals, []
+    for seed in SEEDS:
+        found = model.reconstruct(x, guidance=config.reconstruct.guidance, seed=seed)
+        l2 = l2_distances(x, found).mean().item()
+        rows.append([l2, peak_signal_to_noise_ratio(x, found), sharpness(x, found)])
+    mean, spread = torch.tensor(rows).mean(0).tolist(), torch.tensor(rows).std(0).tolist()
+    names = ("l2", "psnr", "sharpness")
+    row = {"prior": label}
+    for name, value, deviation in zip(names, mean, spread, strict=True):
+        row |= {name: f"{value:.4f}", f"{name}_std": f"{deviation:.4f}"}
+    click.echo(row)
+    return row
+
+
+@click.command(help=__doc__)
+@click.option("--output", type=click.Path(path_type=Path), default=DOCS / "priors.csv")
+def main(output: Path) -> None:
+    """Train, exchange, measure."""
+    trained = open_trained()
+    preset, steps = trained.config.preset, trained.config.selected.prior.training.steps
+    key, data = f"presets.{preset}.prior", ROOT / "data" / preset
+    own = trained.models / "prior.safetensors"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        longer, imported, encoder = (folder / f"{n}.safetensors" for n in "abc")
+        stage(
+            "train_prior", folder, {f"{key}.training.steps": 2 * steps},
+            "--data", data, "--output", longer, "--curve", folder / "a.csv",
+        )  # fmt: skip
+        train_by_diffusers(trained, folder / "ddpm")
+        source = {"format": "diffusers", "path": str(folder / "ddpm")}
+        foreign = {
+            f"{key}.source": "pretrained",
+            f"{key}.pretrained": source | {"revision": None, "sha256": None},
+            f"{key}.training.steps": 0,
+        }
+        stage(
+            "train_prior", folder, foreign,
+            "--data", data, "--output", imported, "--curve", folder / "b.csv",
+        )  # fmt: skip
+        stage(
+            "train_encoder", folder, foreign, "--data", data, "--prior", imported,
+            "--vae", trained.models / "vae.safetensors", "--output", encoder,
+            "--curve", folder / "c.csv",
+        )  # fmt: skip
+        (folder / "models").mkdir()
+        encoder.rename(folder / "models/encoder.safetensors")
+        rows = [
+            measure("the encoder's own", trained, trained.models, own),
+            measure("ours, trained twice as long", trained, trained.models, longer),
+            measure("of diffusers' loop", trained, trained.models, imported),
+            measure("of diffusers' loop, its own encoder", trained, folder / "models", imported),
+        ]
+    with replacing(output) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

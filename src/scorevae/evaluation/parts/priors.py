@@ -1,0 +1,45 @@
+"""Which diffusion model trained the encoder, and which decodes: they need not be the same."""
+
+from pathlib import Path
+
+from scorevae.autoencoders import MODEL, SYSTEMS
+from scorevae.evaluation.part import Found, Part, Subject
+from scorevae.evaluation.report.page import Cell, Label, Number, Table
+from scorevae.networks.prior import PRIOR, PriorHeader, decoding_prior
+from scorevae.networks.weights import read_header
+from scorevae.runtime.files import sha256
+from scorevae.sde import build_sde, log_snr_range
+
+TITLE = SYSTEMS[MODEL].title
+
+
+def compute(subject: Subject) -> Found:
+    """A row for each role; two rows of one SHA-256 are one prior."""
+    trained = subject.models / PRIOR
+    decodes = decoding_prior(subject.models, subject.config.reconstruct.prior)
+    swapped = sha256(trained) != sha256(decodes)
+    rows = [_row("trained the encoder", trained), _row("decodes", decodes)]
+    columns = ["Prior that", "Origin", "SHA-256 of the file", "Largest log-SNR", "Smallest"]
+    notes = [f"{TITLE} decodes with a prior that its encoder was not trained with."]
+    return Found(page=[Table("Priors", columns, rows)], notes=notes if swapped else [])
+
+
+def _row(role: str, path: Path) -> list[Cell]:
+    header = read_header(path, PriorHeader)
+    largest, smallest = log_snr_range(build_sde(header.sde))
+    digest = sha256(path)[:12]
+    return [
+        Label(role),
+        Label(header.origin),
+        Label(digest),
+        Number(largest, 2),
+        Number(smallest, 2),
+    ]
+
+
+PART = Part(
+    name="priors",
+    title="Priors",
+    text="The encoder depends on the prior only through the score that it was trained beside.",
+    compute=compute,
+)
