@@ -58,7 +58,7 @@ def test_the_pipeline_goes_on_from_a_prior_of_others(workspace: Path) -> None:
 
 
 def test_fine_tuning_goes_on_from_its_weights(workspace: Path) -> None:
-    """Catches training from nothing, and none: after three steps the weights are near, not equal."""
+    """Catches training from nothing, and none: after three steps they are near, not equal."""
     write_pipeline(Path("theirs"), {}, **HO, **GREY)
     set_params(**pretrained("theirs"))
     assert run("train_prior").exit_code == 0
