@@ -165,6 +165,7 @@ PUBLISHED = {
     "cifar10_resnet": "CIFAR-10",
     "celeba64": "CelebA 64×64",
     "cifar10_small": "CIFAR-10",
+    "cifar10_ddpm": "CIFAR-10",
 }
 COMPARABLE = ("cifar10", "cifar10_resnet", "celeba64")
 REMARKS = {
