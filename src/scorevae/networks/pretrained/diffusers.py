@@ -13,7 +13,8 @@ from scorevae.config import DataRange, DiffusersPriorConfig, ImageConfig
 from scorevae.errors import UserError
 from scorevae.networks.pretrained.adapter import DiffusersUNet, ForeignNetwork, Prediction
 from scorevae.networks.pretrained.noise import ContinuousNoise, IndexedNoise, Noise
-from scorevae.networks.pretrained.read import KEY, Read, check_channels, checked, source_file
+from scorevae.networks.pretrained.read import KEY, Read, check_channels, checked
+from scorevae.runtime.files import own_path
 from scorevae.runtime.published import downloads_folder
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -54,7 +55,7 @@ def read(settings: DiffusersPriorConfig, image: ImageConfig) -> Read:
     weights = next((unet / name for name in WEIGHTS if (unet / name).is_file()), None)
     if weights is None:
         raise UserError(f"{unet}: no {' or '.join(WEIGHTS)} in it; bring the whole folder")
-    digest = checked(weights, settings)
+    digest = checked(weights, settings.sha256)
     known, prediction, data_range = _noise(scheduler / "scheduler_config.json", noise)
     network = ForeignNetwork(
         network=DiffusersUNet(config=arguments, heads=None),
@@ -70,7 +71,7 @@ def read(settings: DiffusersPriorConfig, image: ImageConfig) -> Read:
 def _folder(settings: DiffusersPriorConfig) -> tuple[Path, str]:
     """The folder, fetched where ``path`` is a hub id; and how the report calls it."""
     try:
-        folder = source_file(settings)
+        folder = own_path(settings.path, f"{KEY}.path")
     except UserError:
         if not HUB_ID.fullmatch(settings.path):
             raise
@@ -115,8 +116,7 @@ def _fetched(settings: DiffusersPriorConfig) -> Path:
         ) from None
     for file in stated:
         if isinstance(file, RepoFile) and file.lfs is not None:
-            wanted = settings.model_copy(update={"sha256": file.lfs.sha256})
-            checked(folder / file.path, wanted)
+            checked(folder / file.path, file.lfs.sha256)
     return folder
 
 
@@ -264,4 +264,4 @@ def _weights(weights: Path) -> dict[str, Tensor]:
             f"{weights}: weights and config.json do not fit ({len(strange)} names, the first "
             f"{strange[0]}); bring both again"
         )
-    return {f"network.unet.{name}": value for name, value in unet.state_dict().items()}
+    return {f"unet.{name}": value for name, value in unet.state_dict().items()}

@@ -54,8 +54,7 @@ def read(settings: GuidedPriorConfig, image: ImageConfig) -> Read:
         UserError: the file is missing or damaged, classes condition the network, or its weights
             are not those of the network that the settings describe.
     """
-    path = source_file(settings)
-    digest = checked(path, settings)
+    path, digest = locate(settings)
     state = load_checkpoint(path)
     if not isinstance(state, dict) or "time_embed.0.weight" not in state:
         raise UserError(f"{path}: no state dict of {settings.format}; name its model*.pt")
@@ -75,7 +74,7 @@ def read(settings: GuidedPriorConfig, image: ImageConfig) -> Read:
             origin=f"{settings.format} {path.name}",
             sha256=digest,
         ),
-        {f"network.unet.{name}": value for name, value in weights.items()},
+        {f"unet.{name}": value for name, value in weights.items()},
     )
 
 
