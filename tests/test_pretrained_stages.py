@@ -183,3 +183,15 @@ def test_the_source_needs_its_settings() -> None:
     """Catches ``source: pretrained`` that trains one all the same."""
     with pytest.raises(UserError, match="prior: pretrained: got null"):
         tiny_config(**{"presets.digits.prior.source": "pretrained"})
+
+
+def test_the_command_converts_edm(tmp_path: Path, monkeypatch) -> None:
+    """Catches a conversion that writes over what is there, and half of a file left behind."""
+    monkeypatch.chdir(tmp_path)
+    Path("broken.pkl").write_bytes(b"no pickle")
+    Path("there.safetensors").write_bytes(b"")
+    refused = CliRunner().invoke(priors, ["convert-edm", "broken.pkl", "there.safetensors"])
+    assert "there.safetensors: exists; name another file" in refused.output
+    refused = CliRunner().invoke(priors, ["convert-edm", "broken.pkl", "new.safetensors"])
+    assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
+    assert not Path("new.safetensors").exists()

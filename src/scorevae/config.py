@@ -355,8 +355,8 @@ class NCSNppConfig(Section):
     resamp_with_conv: bool
     fir: bool
     skip_rescale: bool
-    progressive: Literal["none"]
-    progressive_input: Literal["none", "residual"]
+    progressive: Literal["none", "output_skip"]
+    progressive_input: Literal["none", "input_skip", "residual"]
     progressive_combine: Literal["sum"]
     embedding_type: Literal["positional", "fourier"]
     scale_by_sigma: bool

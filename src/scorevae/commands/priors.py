@@ -31,5 +31,22 @@ def export(weights: Path, folder: Path) -> None:
     click.echo(f"{folder}: load it with diffusers.DDPMPipeline.from_pretrained")
 
 
+@main.command()
+@click.argument("pickle", type=PATH)
+@click.argument("output", type=PATH)
+def convert_edm(pickle: Path, output: Path) -> None:
+    """Make of the EDM network PICKLE the file OUTPUT of safetensors, for format: edm.
+
+    EDM's own loader runs the program text inside of the pickle. This one does not: it takes the
+    tensors and the settings, and refuses whatever else is in the file.
+    """
+    from scorevae.networks.pretrained.edm import convert
+
+    if output.exists():
+        raise UserError(f"{output}: exists; name another file")
+    convert(pickle, output)
+    click.echo(f"{output}: name it in prior.pretrained.path, with format: edm")
+
+
 if __name__ == "__main__":
     main()

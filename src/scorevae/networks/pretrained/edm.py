@@ -162,7 +162,7 @@ def read(settings: EDMPriorConfig, image: ImageConfig) -> Read:
         noise=noise,
         prediction=prediction,
         data_range="[-1, 1]",
-        origin=settings.path,
+        origin=f"EDM {path.name}",
         sha256=digest,
     )
     return Read(foreign, weights)

@@ -16,14 +16,7 @@ from scorevae.config import GuidedPriorConfig, GuidedUNetConfig, ImageConfig
 from scorevae.errors import UserError
 from scorevae.networks.pretrained.adapter import DiffusersUNet, ForeignNetwork
 from scorevae.networks.pretrained.diffusers import indexed, log_snr_of
-from scorevae.networks.pretrained.read import (
-    KEY,
-    Read,
-    check_channels,
-    checked,
-    load_checkpoint,
-    source_file,
-)
+from scorevae.networks.pretrained.read import KEY, Read, check_channels, load_checkpoint, locate
 
 Table = dict[str, str]  # parts of a block: theirs, diffusers'
 

@@ -5,14 +5,18 @@ from typing import Any
 
 from scorevae.config import AnyPretrained, ImageConfig, OwnPriorConfig, SDEConfig
 from scorevae.errors import UserError
-from scorevae.networks.pretrained import diffusers, guided
-from scorevae.networks.pretrained.read import KEY, Read, checked, source_file
+from scorevae.networks.pretrained import diffusers, edm, guided, score_sde
+from scorevae.networks.pretrained.adapter import PretrainedPrior
+from scorevae.networks.pretrained.read import KEY, Read, check_weights, locate
 from scorevae.networks.prior import Prior, PriorHeader, load_prior
+from scorevae.sde import build_sde
 
 READERS: dict[str, Callable[[Any, ImageConfig], Read]] = {
     "diffusers": diffusers.read,
     "guided_diffusion": guided.read,
     "improved_diffusion": guided.read,
+    "score_sde": score_sde.read,
+    "edm": edm.read,
 }
 
 
@@ -28,22 +32,15 @@ def import_prior(settings: AnyPretrained, image: ImageConfig, sde: SDEConfig) ->
     read = READERS[settings.format](settings, image)
     header = PriorHeader(image=image, sde=sde, network=read.settings)
     header.check_covers(sde, f"{KEY}.path: {settings.path}")
-    network = header.build()
-    try:
-        network.load_state_dict(read.weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{KEY}: the weights are not those of the network described ({reason}); correct the "
-            "settings or choose the file that they describe"
-        ) from None
-    return Prior(network, header)
+    prior = PretrainedPrior(read.settings, build_sde(sde))
+    check_weights(settings.path, prior.network, read.weights)
+    prior.network.load_state_dict(read.weights)
+    return Prior(prior, header)
 
 
 def _own(settings: OwnPriorConfig, image: ImageConfig, sde: SDEConfig) -> Prior:
     """A prior's file of this project, imported before or trained."""
-    path = source_file(settings)
-    checked(path, settings)
+    path = locate(settings).path
     prior = load_prior(path)
     if prior.header.image != image:
         raise UserError(

@@ -103,7 +103,7 @@ def load_checkpoint(path: Path) -> Any:  # noqa: ANN401 (whatever was saved)
         raise UserError(f"{path}: {why}") from None
 
 
-def check_weights(path: Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def check_weights(path: str | Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Raise UserError unless names and shapes are the network's, which is on any device."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -111,6 +111,6 @@ def check_weights(path: Path, network: nn.Module, weights: Mapping[str, Tensor])
         if expected.get(name) != found.get(name):
             held, wanted = (shapes.get(name, "missing") for shapes in (found, expected))
             raise UserError(
-                f"{path}: {name} is {held}, its own description asks for {wanted}; bring the "
-                "file again"
+                f"{path}: {name} is {held}, its own description asks for {wanted}; correct "
+                "the settings of the network or bring the file again"
             )

@@ -50,7 +50,7 @@ def read(settings: ScoreSDEPriorConfig, image: ImageConfig) -> Read:
         noise=noise,
         prediction="score" if settings.process == "ve" else "noise",
         data_range=settings.data_range,
-        origin=settings.path,
+        origin=f"score_sde {path.name}",
         sha256=digest,
     )
     return Read(foreign, _translated(path, built, averaged))
