@@ -119,6 +119,25 @@ def test_missing_key(path: Path, key: str) -> None:
     assert faults(write_params(path, tree))[0].startswith(f"{key}: missing; add it ")
 
 
+NAMES = ["my faces", "faces.v2", "x;touch HACKED", "100%", "a,b", "dpm++ (20)", "", "-rf", "_x",
+         "été", "a\n", "a/b", "..", "${seed}", "'", "a" * 61]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("under", ["presets", "protocols"])
+def test_names_that_others_cannot_take(path: Path, under: str, name: str) -> None:
+    """Catches a name that breaks DVC's interpolation or MLflow's records, or reaches a shell.
+
+    Where it is selected, that it is unknown or does something else would come second.
+    """
+    tree = tiny_params(
+        **{"preset": name} if under == "presets" else {"reconstruct.protocol": name}
+    )
+    tree[under][name] = next(iter(tree[under].values()))
+    (line,) = faults(write_params(path, tree))
+    assert line.startswith(f"{under}: got the name {name!r}; rename it: at most 60 letters a to z")
+
+
 ENCODER, PRIOR = "presets.digits.encoder.network", "presets.digits.prior.network"
 
 

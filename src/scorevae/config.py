@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from scorevae.errors import UserError
@@ -28,6 +28,20 @@ CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 FileName = Annotated[str, Field(min_length=1)]  # an empty one would be the current folder
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Counts = Annotated[list[Count], Field(min_length=1)]
+MAX_NAME = 60  # with the longest key behind it, MLflow and file systems still take it
+
+
+def _plain(name: str) -> str:
+    """A name that file systems, shells, DVC's ``${…}`` and MLflow's parameters all take."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or len(name) > MAX_NAME:
+        raise ValueError(
+            f"got the name {shown(name)}; rename it: at most {MAX_NAME} letters a to z, digits, "
+            "_ and -, the first a letter or digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]
 TimeDistribution = Literal["uniform", "log_snr"]
 VAEError = Literal["squared", "squared_unit", "paper"]
 Grid = Literal["uniform", "log_snr", "karras"]
@@ -514,9 +528,9 @@ class Config(Section):
     sde: SDEConfig
     objective: ObjectiveConfig
     reconstruct: ReconstructConfig
-    protocols: Annotated[dict[str, ProtocolConfig], Field(min_length=1)]
+    protocols: Annotated[dict[Name, ProtocolConfig], Field(min_length=1)]
     evaluate: EvaluateConfig
-    presets: Annotated[dict[str, PresetConfig], Field(min_length=1)]
+    presets: Annotated[dict[Name, PresetConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -580,7 +594,10 @@ def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:
 
 
 def _describe(fault: ErrorDetails) -> str:
-    key = ".".join(map(_part, fault["loc"])) or "top level"
+    place = fault["loc"]
+    if place[-1:] == ("[key]",):  # pydantic's mark of what is wrong with the key itself
+        place = place[:-2]
+    key = ".".join(map(_part, place)) or "top level"
     match fault["type"]:
         case "extra_forbidden":
             return f"{key}: unexpected key; remove it or correct its spelling"
