@@ -3,7 +3,11 @@
 import csv
 import json
 import math
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -632,6 +636,47 @@ def test_unreachable_server_is_named(workspace: Path, monkeypatch: pytest.Monkey
     assert "Error: MLflow at http://***@127.0.0.1:1 does not take the records (" in line
     assert "set MLFLOW_TRACKING_URI, and sync again" in line
     assert "secret" not in line
+
+
+def test_deleted_experiment_is_named_and_its_remedy_helps(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a promise that sync mends what makes sync itself fail."""
+    run_live(("train_prior",))
+    client(workspace).delete_experiment(runs(workspace)[0].info.experiment_id)
+    run_live(("train_vae_baseline",))
+    warning, error = capsys.readouterr().err, refuse()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for said in (warning, error, refuse()):
+        remedy = re.search(
+            r"was deleted; restore it, in the repository's folder, by `(.*?)`", said
+        )
+    assert remedy
+    here = f"PATH={Path(sys.executable).parent}:$PATH {remedy[1]}"
+    done = subprocess.run(here, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train_vae_baseline: 2 of 2 points in a new run" in succeed()
+    assert len(children(workspace, "train_prior")) == 1
+
+
+@pytest.mark.parametrize("name", ["it's", "100%", 'a_"b"', "é;x"])
+def test_name_of_any_characters(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Catches a printed command that another shell word ends, and a search that a quote ends."""
+    run_live(("train_prior",), name="axb")  # a pattern of such a name also fits this one
+    with monkeypatch.context() as patch:
+        patch.setattr(Execution, "points", lambda *_: 1 / 0)
+        run_live(("train_prior",), name=name)
+    found = re.search(
+        "mended `python -m scorevae.commands.sync (.*)` records", capsys.readouterr().err
+    )
+    assert found
+    succeed(*shlex.split(found[1]))
+    first, second = parents(workspace)
+    assert [run.data.tags[PARENT_TAG] for run in (first, second)] == ["axb", name]
+    (run,) = (run for run in below(workspace, second) if run.data.tags["stage"] == "train_prior")
+    assert len(history(workspace, run)) == 8
 
 
 def test_held_lock_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

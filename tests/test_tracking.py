@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from tiny import tiny_config
+from tiny import tiny_config, tiny_params
 
-from scorevae.config import flatten, resolved
+from scorevae.config import Config, flatten, parse, resolved
 from scorevae.runtime import runs as runtime
 from scorevae.runtime import tracking
 from scorevae.runtime.files import sha256
@@ -190,8 +190,9 @@ def test_dead_server_costs_a_warning(
     start = "warning: MLflow tracking stopped ("
     (warning,) = [line for line in stderr().splitlines() if line.startswith(start)]
     assert warning.endswith(
-        "; the files in results/ hold every number, and "
-        "`python -m scorevae.commands.sync --name grave-fate` records them later"
+        "; results/ holds every number, and when that is mended "
+        "`dvc exp apply grave-fate && python -m scorevae.commands.sync --name grave-fate` "
+        "records them"
     )
 
 
@@ -255,6 +256,36 @@ def test_parameters_that_a_dying_server_lost_are_added(client: MlflowClient) -> 
     run_stage()
     (parent,) = parents(client)
     assert parent.data.params == execution.parameters
+
+
+NAME = "Aa0_-" + 55 * "z"  # of the longest, with every kind of character
+
+
+def test_every_name_and_value_is_taken(
+    client: MlflowClient, stderr: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a name that params.yaml may have and MLflow not, and a second parent.
+
+    DVC lets an experiment's name hold quotes; MLflow cuts off long values without a word.
+    """
+    monkeypatch.setenv("DVC_EXP_NAME", 'it\'s 100%_"x"')
+    tree = tiny_params(**{"evaluate.samplers.evaluations": list(range(1, 3000)), "preset": NAME})
+    tree["presets"][NAME], tree["protocols"][NAME] = (
+        tree["presets"]["digits"],
+        {**tree["protocols"]["ode"]},
+    )
+    config = parse(Config, tree, "named")
+    for beta in (0.01, 0.01, 0.02):
+        with track("download", config.model_copy(update={"beta": beta})):
+            pass
+    assert stderr() == ""
+    assert [run.data.params["beta"] for run in parents(client)] == ["0.01", "0.02"]
+    found = parents(client)[0].data.params
+    assert found[f"protocols.{NAME}.sampler"] == "dpm_solver_pp"
+    assert f"presets.{NAME}.encoder.warm_start.training.validate_every" in found
+    long = found["evaluate.samplers.evaluations"]
+    assert len(long) == 6000
+    assert long.startswith("[1, 2, 3, ")
 
 
 def test_passwords_are_not_printed(

@@ -30,8 +30,8 @@ from scorevae.runtime.runs import EXPERIMENT
 
 WEIGHTS, CURVE = "models/digits/vae.safetensors", "results/curves/vae.csv"
 REMEDY = (
-    "); the files in results/ hold every number, and "
-    "`python -m scorevae.commands.sync` records them later"
+    "); results/ holds every number, and when that is mended "
+    "`python -m scorevae.commands.sync` records them"
 )
 # From the writing of the weights to the end of the process: the bound, and what Python needs.
 FLUSH_SECONDS = 8.0  # of the stages that are started here; users' wait 30

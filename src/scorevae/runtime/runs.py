@@ -28,6 +28,7 @@ PARENT_TAG = "scorevae.execution"
 PARENT_ID = "mlflow.parentRunId"  # MLflow's tag of a child
 CURVE_TAG = "scorevae.curve"  # of a stage's run: the time of its curve's first row
 MOST = 50_000  # runs that MLflow finds at once
+MOST_CHARACTERS = 6000  # of a parameter's value; MLflow cuts longer ones off without a word
 LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
 
 
@@ -77,9 +78,10 @@ class Execution:
         self.root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
         database = f"sqlite:///{self.root / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database
-        self.parameters = flatten(resolved(config))
+        parameters = flatten(resolved(config))
+        self.parameters = {name: _fitting(value) for name, value in parameters.items()}
         self.commit = _git_commit()
-        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
         self.name = name or os.environ.get("DVC_EXP_NAME")
         self.key = self.name or f"{self.commit[:10]}-{digest[:8]}"
 
@@ -108,8 +110,10 @@ class Execution:
         A name that was used again for other parameters (``dvc exp run --force``) means another
         execution, unless ``any_parameters``.
         """
-        found = self._search(f"tags.`{PARENT_TAG}` = '{self.key}'")
-        same = (run for run in found if any_parameters or not self.other_parameters(run))
+        pattern = re.sub(r"[^A-Za-z0-9-]", "_", self.key)  # a quote would end the condition
+        found = self._search(f"tags.`{PARENT_TAG}` LIKE '{pattern}'")
+        mine = (run for run in found if run.data.tags[PARENT_TAG] == self.key)
+        same = (run for run in mine if any_parameters or not self.other_parameters(run))
         return next(same, None)
 
     def similar_parents(self) -> "list[Run]":
@@ -124,10 +128,10 @@ class Execution:
         """The runs for which a condition holds, the newest first; creates no database."""
         if self._database_is_absent():
             return []
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        experiment = self._existing()
         if experiment is None:
             return []
-        return list(self.client.search_runs([experiment.experiment_id], where, max_results=MOST))
+        return list(self.client.search_runs([experiment], where, max_results=MOST))
 
     def other_parameters(self, run: "Run") -> list[str]:
         """Names of the parameters whose values in a run are not those of this execution."""
@@ -198,10 +202,29 @@ class Execution:
         sizes = {file.path: file.file_size for file in self.client.list_artifacts(run, folder)}
         return name in sizes and sizes[name] in (None, path.stat().st_size)
 
-    def _experiment(self) -> str:
+    def _existing(self) -> str | None:
+        """The experiment's id, if it is there.
+
+        Raises:
+            UserError: it was deleted, and still has its name: MLflow then refuses every run.
+        """
         existing = self.client.get_experiment_by_name(EXPERIMENT)
+        if existing is None:
+            return None
+        if existing.lifecycle_stage == "deleted":
+            command = f"mlflow experiments restore --experiment-id {existing.experiment_id}"
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                command = f"MLFLOW_TRACKING_URI=sqlite:///mlflow.db {command}"
+            raise UserError(
+                f"MLflow's experiment {EXPERIMENT!r} was deleted; restore it, in the "
+                f"repository's folder, by `{command}`"
+            )
+        return str(existing.experiment_id)
+
+    def _experiment(self) -> str:
+        existing = self._existing()
         if existing is not None:
-            return str(existing.experiment_id)
+            return existing
         # A server keeps artifacts where it was told to; a database alone needs to be told here,
         # and with an absolute path, else they land in a working copy that is deleted.
         own = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
@@ -245,6 +268,14 @@ def one_line(what: object) -> str:
     """
     text = re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(what).split()))
     return text if len(text) <= 240 else f"{text[:120]} … {text[-120:]}"
+
+
+def _fitting(value: str) -> str:
+    """A parameter's value, or of a long one its beginning and its digest, as MLflow keeps it."""
+    if len(value) <= MOST_CHARACTERS:
+        return value
+    end = f"… sha256 {hashlib.sha256(value.encode()).hexdigest()}"
+    return value[: MOST_CHARACTERS - len(end)] + end
 
 
 def _git_commit() -> str:

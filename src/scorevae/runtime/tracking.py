@@ -4,12 +4,13 @@ All MLflow calls of a stage happen in a background thread, in order. Training th
 waits for a server, and never fails because of one: after the first failure the thread warns once
 and stops calling; a stage that has ended waits FLUSH_SECONDS for it at the most. The files that a
 stage writes (CSV, JSON) hold every number in any case, and ``python -m scorevae.commands.sync``
-records them afterwards.
+records them afterwards, once the cause of the failure is gone.
 """
 
 import os
 import platform
 import queue
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -111,11 +112,19 @@ class _Worker(threading.Thread):
 
 
 def _warn(what: str, reason: str) -> None:
-    name = os.environ.get("DVC_EXP_NAME")
-    command = "python -m scorevae.commands.sync" + (f" --name {name}" if name else "")
+    """Say it, with the command that records what is in results/, as soon as the fault is mended.
+
+    DVC runs `--temp` and the queue in a copy of the repository, whose results come with `apply`.
+    """
+    command = "python -m scorevae.commands.sync"
+    if name := os.environ.get("DVC_EXP_NAME"):
+        name = shlex.quote(name)
+        command += f" --name {name}"
+        if Path(os.environ.get("DVC_ROOT") or ".").resolve() != Path.cwd():
+            command = f"dvc exp apply {name} && {command}"
     print(
-        f"warning: MLflow {what} stopped ({reason}); the files in results/ hold every number, "
-        f"and `{command}` records them later",
+        f"warning: MLflow {what} stopped ({reason}); results/ holds every number, and when that "
+        f"is mended `{command}` records them",
         file=sys.stderr,
         flush=True,
     )
