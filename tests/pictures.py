@@ -19,8 +19,8 @@ def settings(source: str, root: Path | None = None, **changes: Any) -> DataConfi
     """A data set at its own resolution, the digits' where it has none."""
     channels, size = SHAPES.get(source, (1, 8))
     image = ImageConfig(channels=channels, size=size)
-    values = {"root": root and str(root), "image": image, "test_fraction": 0.2, "split_seed": 0}
-    return DataConfig(source=source, **values | changes)
+    values = {"root": root and str(root), "image": image, "test_fraction": 0.2, "split": "auto"}
+    return DataConfig(source=source, **values | {"split_seed": 0} | changes)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

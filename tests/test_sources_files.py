@@ -10,6 +10,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +100,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 def contents(root: Path) -> list[tuple[str, bytes]]:
     """Names and contents, each read while it may be; nothing of what was unpacked remains."""
     with TemporaryDirectory() as scratch:
-        found = [(file.name, file.read()) for file in image_files(root, Path(scratch))]
+        found = [(file.name, file.read()) for file in image_files(root, Path(scratch), Counter())]
         assert os.listdir(scratch) == []
     return found
 
@@ -351,7 +352,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(trees, "MAX_FILE_BYTES", 100)
     root = write(tmp_path / "tree", {"fits.png": bytes(100), "large.png": bytes(101)})
     (root / "gone.png").symlink_to(tmp_path / "nowhere")
-    fits, gone, large = image_files(root, tmp_path)
+    fits, gone, large = image_files(root, tmp_path, Counter())
     assert fits.read() == bytes(100)
     with pytest.raises(BadImage, match="No such file"):
         gone.read()

@@ -79,7 +79,7 @@ TRAINING = {
     "clip": 10.0, "ema": 0.99, "precision": "float32", "log_every": 2, "validate_every": 2,
 }  # fmt: skip
 PRESET: dict[str, Any] = {
-    "data": {"root": None, "test_fraction": 0.2, "split_seed": 0},
+    "data": {"root": None, "test_fraction": 0.2, "split": "auto", "split_seed": 0},
     "flip": False,
     "test_images": None,
     "lpips": {"trunk": None, "required": False},

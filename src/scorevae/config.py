@@ -251,6 +251,7 @@ class DataConfig(Section):
     root: FileName | None  # files that the user has; null fetches the official ones
     image: ImageConfig
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    split: Literal["auto", "folders", "random"]  # of the source folder
     split_seed: Annotated[int, Field(ge=0, lt=2**32)]  # scikit-learn's range
 
     @model_validator(mode="after")

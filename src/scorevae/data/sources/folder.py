@@ -1,15 +1,19 @@
 """A user's own images: any tree of them, or an archive of one."""
 
 import sys
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
 from scorevae.config import DataConfig
 from scorevae.data.arrays import SplitName
 from scorevae.data.sources.pixels import SUFFIXES, BadImage, decode
+from scorevae.data.sources.splits import Place, arrange, class_numbers, without_repeats
 from scorevae.data.sources.trees import image_files
-from scorevae.data.sources.writer import CHUNK, DatasetWriter, Origin
+from scorevae.data.sources.understood import Found, Understood, listed
+from scorevae.data.sources.writer import CHUNK, SPLITS, DatasetWriter, Origin
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed
 from scorevae.runtime.progress import progress
@@ -17,71 +21,79 @@ from scorevae.runtime.progress import progress
 MAX_BAD_SHARE = 0.01
 SHOWN = 10  # warnings about single files, then a count
 
-# Names of the held-out part, in order of preference, where a tree is split already.
-HELD_OUT = ("test", "val", "valid", "validation")
-
-
 Splits = dict[SplitName, np.ndarray]
 
 
 def read_folder(settings: DataConfig, root: Path | None, writer: DatasetWriter) -> Origin:
     """Every image under ``root``, squared to the preset's size, in a random order.
 
-    Leading folders that all files share are ignored. Where the tree then begins with ``train``
-    and ``test`` (or ``val``), those are the splits; else a share ``test_fraction``, drawn from
-    ``split_seed`` over the sorted names, is held out. The first folder after that is the class,
-    if every file has one and there are at least two. The order within a split is random, so that
-    any beginning of it is a fair sample.
+    Folders for training and testing are the splits (:func:`scorevae.data.sources.splits.arrange`);
+    else a share ``test_fraction``, drawn from ``split_seed`` over the sorted names, is held out.
+    The first folder below is the class, if every file has one and there are at least two. No two
+    images of the same pixels stand in both splits. The order within a split is random, so that
+    any beginning of it is a fair sample. What was understood is printed, and kept in the details.
 
     Raises:
-        UserError: no root, no images, or more than MAX_BAD_SHARE of them unusable.
+        UserError: no root, no images, or more than MAX_BAD_SHARE of them unusable; names that can
+            be read in two ways; a split without images.
     """
     if root is None:
         raise UserError(
             f"{writer.key}.root: null, but the source folder needs it; set it to a folder or an "
             "archive of images"
         )
-    names, pixels, skipped = _read(root, settings, writer)
-    splits, labels, classes = _arrange(names, settings, writer.key)
-    for split, rows in splits.items():
-        chunks = (pixels[rows[first : first + CHUNK]] for first in range(0, len(rows), CHUNK))
+    found, pixels = _read(root, settings, writer)
+    order = np.argsort(np.array(found.names))
+    found = found.ordered(order)
+    arrangement = arrange(found.names, settings.split, writer.key)
+    kept, repeated = without_repeats(arrangement.places, found.digests)
+    splits = _rows(kept, len(repeated), settings, writer.key)
+    classes, numbers = class_numbers(kept)
+    for split, places in splits.items():
+        rows = order[places]
+        chunks = (pixels[rows[i : i + CHUNK]] for i in range(0, len(rows), CHUNK))
         writer.images(split, chunks)
-        if labels:
-            writer.labels(split, labels[split])
+        if classes:
+            writer.labels(split, np.array([numbers[place] for place in places]))
+    understood = Understood(found, arrangement, kept, repeated, splits, classes)
+    for line in understood.lines():
+        print(line, file=sys.stderr, flush=True)
     return Origin(
-        source=f"image files under {root.name}",
-        licence="the user's",
-        details={"classes": classes, "skipped": skipped},
+        source=f"image files under {root.name}", licence="the user's", details=understood.details()
     )
 
 
-def _read(
-    root: Path, settings: DataConfig, writer: DatasetWriter
-) -> tuple[list[str], np.ndarray, int]:
-    """Decode every file once, in the order of the tree; names, their pixels, number skipped."""
-    names: list[str] = []
-    bad: list[str] = []
+def _read(root: Path, settings: DataConfig, writer: DatasetWriter) -> tuple[Found, np.ndarray]:
+    """Decode every file once, in the order of the tree; what was found, and the pixels."""
+    found = Found(root, names=[], digests=[], bad=[], ignored=Counter())
     scratch = writer.folder / "scratch"
     with scratch.open("wb") as rows, progress("images", 0, None) as report:
-        for file in image_files(root, writer.folder):
+        for file in image_files(root, writer.folder, found.ignored):
             try:
-                rows.write(decode(file.read(), settings.image).data)
-                names.append(file.name)
+                content = decode(file.read(), settings.image).tobytes()
             except BadImage as reason:
-                bad.append(f"{root / file.name}: {reason}")
-                if len(bad) <= SHOWN:
-                    print(f"warning: {bad[-1]}; skipped", file=sys.stderr, flush=True)
-            report(len(names))
-    _check(root, len(names), bad, writer.key)
-    pixels = np.memmap(scratch, np.uint8, "r", shape=(len(names), *writer.row_shape))
+                found.bad.append(f"{root / file.name}: {reason}")
+                if len(found.bad) <= SHOWN:
+                    print(f"warning: {found.bad[-1]}; skipped", file=sys.stderr, flush=True)
+            else:
+                rows.write(content)
+                found.names.append(file.name)
+                found.digests.append(blake2b(content, digest_size=16).digest())
+            report(len(found.names))
+    _check(found, writer.key)
+    shape = (len(found.names), *writer.row_shape)
+    pixels = np.memmap(scratch, np.uint8, "r", shape=shape)
     scratch.unlink()  # stays readable through the mapping, and is gone with it
-    return names, pixels, len(bad)
+    return found, pixels
 
 
-def _check(root: Path, good: int, bad: list[str], key: str) -> None:
-    if not (count := good + len(bad)):
+def _check(found: Found, key: str) -> None:
+    root, bad = found.root, found.bad
+    if not (count := len(found.names) + len(bad)):
         reason = f"no image in it (files ending in {', '.join(sorted(SUFFIXES))})"
-        raise UserError(f"{root}: {reason}; name another folder in {key}.root")
+        if found.ignored:
+            reason += f", but {listed(found.ignored)}"
+        raise UserError(f"{root}: {reason}; name another folder in {key}.root, or convert them")
     if len(bad) > MAX_BAD_SHARE * count:
         raise UserError(
             f"{root}: {len(bad)} of {count} images cannot be used, more than {MAX_BAD_SHARE:.0%} "
@@ -91,39 +103,25 @@ def _check(root: Path, good: int, bad: list[str], key: str) -> None:
         print(f"warning: {root}: {len(bad)} images skipped", file=sys.stderr, flush=True)
 
 
-def _arrange(names: list[str], settings: DataConfig, key: str) -> tuple[Splits, Splits, list[str]]:
-    """Rows of each split, their labels, and the classes; all from the names of the files alone."""
-    order = np.argsort(np.array(names))
-    paths = [PurePosixPath(names[row]).parts for row in order]
-    while all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
-        paths = [path[1:] for path in paths]
-    heads = {path[0].lower() for path in paths if len(path) > 1}
-    held_out = next((name for name in HELD_OUT if name in heads), None)
-    if "train" in heads and held_out and all(len(path) > 1 for path in paths):
-        where: dict[SplitName, str] = {"train": "train", "test": held_out}
-        splits = {
-            split: np.flatnonzero([path[0].lower() == name for path in paths])
-            for split, name in where.items()
-        }
-        paths = [path[1:] for path in paths]
+def _rows(kept: dict[int, Place], repeated: int, settings: DataConfig, key: str) -> Splits:
+    """The places of each split, in a random order."""
+    places = np.array(sorted(kept))
+    given = [kept[place].split for place in places]
+    if None in given:
+        splits = {s: places[rows] for s, rows in _draw(len(kept), repeated, settings, key).items()}
     else:
-        splits = _draw(len(paths), settings, key)
+        splits = {name: places[[split == name for split in given]] for name in SPLITS}
     rng = np.random.default_rng(derive_seed(settings.split_seed, "order"))
-    splits = {split: rng.permutation(indices) for split, indices in splits.items()}
-    rows = {split: order[indices] for split, indices in splits.items()}
-    classes = sorted({path[0] for path in paths})
-    if len(classes) < 2 or any(len(path) < 2 for path in paths):
-        return rows, {}, []
-    numbers = np.searchsorted(np.array(classes), [path[0] for path in paths])
-    return rows, {split: numbers[indices] for split, indices in splits.items()}, classes
+    return {split: rng.permutation(rows) for split, rows in splits.items()}
 
 
-def _draw(count: int, settings: DataConfig, key: str) -> Splits:
+def _draw(count: int, repeated: int, settings: DataConfig, key: str) -> Splits:
     held_out = round(settings.test_fraction * count)
     if not 0 < held_out < count:
+        others = f" ({repeated} more have the same pixels as one of these)" if repeated else ""
         raise UserError(
-            f"{key}.test_fraction: {settings.test_fraction} of {count} images leaves a split "
-            "empty; give more images or another fraction"
+            f"{key}.test_fraction: {settings.test_fraction} of {count} images{others} leaves a "
+            "split empty; give more images or another fraction"
         )
     rng = np.random.default_rng(derive_seed(settings.split_seed, "split"))
     shuffled = rng.permutation(count)

@@ -27,6 +27,14 @@ FORMATS = {
 }
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 
+# Endings of pictures that are not read: of phones, cameras, microscopes and drawing programs.
+UNREAD = {
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".jpx", ".j2c", ".apng", ".tga", ".pcx", ".ico"),
+    *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef"),
+    *(".srw", ".x3f", ".svg", ".svgz", ".psd", ".psb", ".xcf", ".ai", ".eps", ".pdf", ".exr"),
+    *(".hdr", ".dds", ".dcm", ".fits", ".czi", ".nd2", ".lsm"),
+}
+
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF, and so of EXIF
 WHITE_IS_ZERO = 0
 TURNS = {
