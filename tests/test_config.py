@@ -83,9 +83,9 @@ WRONG_VALUES: dict[str, list[object]] = {
 WRONG_IN_A_PRESET = {
     "prior.training.steps": [10.0, -1], "prior.training.ema": [1.0],
     "prior.training.precision": ["no", False],  # its former name, and what YAML 1.1 makes of it
-    "prior.network.output": ["score"], "data.test_fraction": [0], "data.split": ["given"], "data.source": ["celeba"],
-    "data.root": [3], "flip": [1, "yes"], "test_images": [0, 10.0], "latent": [0],
-    "lpips.net": ["vgg16"], "lpips.trunk": [False], "lpips.required": [None],
+    "prior.network.output": ["score"], "data.test_fraction": [0], "data.source": ["celeba"],
+    "data.split": ["given"], "data.root": [3], "flip": [1, "yes"], "test_images": [0, 10.0],
+    "latent": [0], "lpips.net": ["vgg16"], "lpips.trunk": [False], "lpips.required": [None],
     "encoder.network.attention": [None], "encoder.network.patch": [0],
     "encoder.network.linear": [0],
 }  # fmt: skip
