@@ -2,10 +2,12 @@
 
 import io
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from scorevae.config import ImageConfig
 
@@ -35,8 +37,29 @@ UNREAD = {
     *(".hdr", ".dds", ".dcm", ".fits", ".czi", ".nd2", ".lsm"),
 }
 
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF, and so of EXIF
-WHITE_IS_ZERO = 0
+# What lies in files with the ending of a picture, by the bytes at an offset.
+NAMED = (
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftyphev", "a HEIC"),
+    (4, b"ftypmif1", "a HEIF"),
+    (4, b"ftypavi", "an AVIF, which this Pillow does not read"),
+    (0, b"\xff\x0a", "a JPEG XL"),
+    (4, b"JXL ", "a JPEG XL"),
+    (0, b"8BPS", "a file of Photoshop"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"P7", "a PAM"),
+    (0, b"PF", "a PFM, of floating-point numbers"),
+    (0, b"<", "a page or drawing in XML or HTML"),
+    (0, b"version https://git-lfs", "Git LFS's pointer to a file; fetch it by `git lfs pull`"),
+)
+
+# Tags of TIFF, the last one of EXIF too.
+BITS_PER_SAMPLE, PHOTOMETRIC, FILL_ORDER, SAMPLES, PLANES = 258, 262, 266, 277, 284
+COLOUR_MAP, SAMPLE_FORMAT, ORIENTATION = 320, 339, 274
+WHITE_IS_ZERO, PALETTE, LAB = 0, 3, (8, 9, 10)
+REVERSED, SEPARATE = 2, 2
+NUMBERS = {2: "signed", 3: "floating-point"}
+GREY, RGB = 0, 2  # PNG's colour types
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -75,6 +98,9 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
             with Image.open(io.BytesIO(data), formats=formats) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise BadImage(f"{opened.width}×{opened.height} pixels, over {MAX_PIXELS}")
+                _check_tiff(getattr(opened, "tag_v2", {}))
+                if opened.format == "PNG":
+                    _scale_transparent(opened, bits=data[24], colour=data[25])
                 opened.load()
                 # Pillow scales a PGM of more than 8 bits to 16, in pixels of 32.
                 kind = opened.format, opened.mode
@@ -84,7 +110,7 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage("cannot be decoded (cannot identify its format)") from None
+        raise BadImage(f"cannot be decoded ({_name(data)})") from None
     except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged files)
         raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
     side = crop or min(picture.size)
@@ -96,6 +122,50 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     if side != image.size:
         square = square.resize((image.size, image.size), Image.Resampling.BILINEAR)
     return np.asarray(square, dtype=np.uint8).reshape(image.size, image.size, image.channels)
+
+
+def _name(data: bytes) -> str:
+    """What a file is that Pillow cannot open, as far as its first bytes tell."""
+    for offset, mark, name in NAMED:
+        if data[offset:].startswith(mark):
+            return f"it is {name}"
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "cannot identify its format"
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if b"+" in data[:4] else data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+    except Exception:  # noqa: BLE001 (a damaged directory names nothing)
+        return "cannot identify its format"
+    bits = "+".join(map(str, tags.get(BITS_PER_SAMPLE, (1,))))
+    numbers = NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "unsigned")
+    kind = f"photometric interpretation {tags.get(PHOTOMETRIC)}"
+    return f"it is a TIFF of {bits} bits, {numbers}, {kind}; save it with 8 bits"
+
+
+def _check_tiff(tags: Mapping[int, Any]) -> None:
+    """Refuse what Pillow would take for something else."""
+    deep = max(tags.get(BITS_PER_SAMPLE, (1,))) > 8
+    if numbers := NUMBERS.get(tags.get(SAMPLE_FORMAT, (1,))[0]):
+        raise BadImage(f"{numbers} numbers; save it with 8 bits")
+    if deep and tags.get(PLANES) == SEPARATE and tags.get(SAMPLES, 1) > 1:
+        raise BadImage("separate planes of more than 8 bits; save it with 8 bits")
+    if deep and tags.get(FILL_ORDER) == REVERSED:
+        raise BadImage("reversed bits, more than 8 each; save it with 8 bits")
+    if tags.get(PHOTOMETRIC) in LAB:
+        raise BadImage("colours as L*a*b*; save it as RGB")
+    if tags.get(PHOTOMETRIC) == PALETTE and 0 < max(tags.get(COLOUR_MAP, (0,))) < 256:
+        raise BadImage("a palette of 8 bits, where TIFF has 16; save it as RGB")
+
+
+def _scale_transparent(opened: Image.Image, *, bits: int, colour: int) -> None:
+    """A PNG's transparent value in the range of the pixels, which Pillow scales to 8 bits."""
+    value = opened.info.get("transparency")
+    if value is not None and (colour, bits) == (RGB, 16):
+        raise BadImage("a transparent colour of 16 bits; save it with 8 bits")
+    if isinstance(value, int) and colour == GREY and bits in (2, 4):
+        opened.info["transparency"] = value * 255 // (2**bits - 1)
 
 
 def _deep_grey(opened: Image.Image) -> Image.Image:
@@ -131,6 +201,8 @@ def _eight_bit(picture: Image.Image, channels: int) -> Image.Image:
     """Grey (one channel) or RGB (three), 8 bits, transparency over white."""
     if picture.mode in ("I", "F"):
         raise BadImage(f"32-bit pixels (mode {picture.mode}); save it with 8 bits")
+    if picture.mode == "La":  # values times opacity, which convert to nothing else
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
