@@ -103,6 +103,10 @@ def test_sharpness() -> None:
     constant = torch.full((2, 1, 8, 8), 0.5)
     with pytest.raises(Unavailable, match="constant"):
         metrics.sharpness(constant, constant)
+    for size in (1, 2):  # the kernel has 3 pixels
+        small = images(size=size)
+        with pytest.raises(Unavailable, match="under 3 pixels"):
+            metrics.sharpness(small, small)
 
 
 def test_rate() -> None:
@@ -264,3 +268,13 @@ def test_missing_judges_give_null(missing: str) -> None:
     x = unit(two_classes())
     numbers = judged(x, x, missing)
     assert [name for name, value in numbers.items() if value is None] == [missing]
+
+
+@pytest.mark.parametrize("originals", [torch.full((20, 1, 8, 8), 0.5), torch.rand(20, 1, 2, 2)])
+def test_what_has_no_sharpness_has_the_rest(originals: Tensor) -> None:
+    """Catches a comparison lost to one of its metrics, on constant images and on tiny ones."""
+    numbers = summarise(
+        originals, Reconstructions(originals + 0.01, posterior(20)), 0.01, Judges(None, None, None)
+    )
+    assert numbers["sharpness"] is None
+    assert numbers["l2"] == pytest.approx(0.01 * originals[0].numel() ** 0.5, rel=1e-4)

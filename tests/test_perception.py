@@ -62,6 +62,8 @@ def test_constant_images_have_no_spectrum() -> None:
     """An infinite ratio in metrics.json."""
     with pytest.raises(Unavailable, match="constant"):
         relative_spectrum(torch.full((3, 1, 8, 8), 0.5), images(3)[:, :1])
+    with pytest.raises(Unavailable, match="no frequencies"):
+        relative_spectrum(torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1))
 
 
 def test_feature_distances_are_paired_and_of_shown_images() -> None:

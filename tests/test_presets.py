@@ -142,6 +142,33 @@ def test_six_stages(
         assert all(np.isfinite(numbers[system][key]) for key in ("l2", "rate_nats", "sharpness"))
 
 
+@pytest.mark.slow
+def test_smallest_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
+) -> None:
+    """Catches a size that params.yaml may have, and that fails when everything is trained."""
+    for number, pixels in enumerate(noise(80, 1, 1)):
+        split = "test" if number % 4 == 0 else "train"
+        folder = tmp_path / "images" / split / str(number // 4 % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(encoded(pixels))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
+    image = {"channels": 1, "size": 1}
+    changes = {"data.source": "folder", "data.root": "images", "data.image": image}
+    networks = ("prior", "corrector", "encoder")
+    changes |= {f"{network}.network.channels": [8] for network in networks}
+    finish(**{f"presets.digits.{key}": value for key, value in changes.items()})
+    reasons = json.loads(Path("results/reasons.json").read_text())
+    assert set(reasons) == {
+        *("lpips", "paper_lpips", "inception_distances"),  # which have sizes of their own
+        *("sharpness", "spectrum_db", "samplers", "guidance", "trade"),
+    }
+    assert all("pixels" in reason for reason in reasons.values())
+    numbers = json.loads(Path("results/metrics.json").read_text())["scorevae"]
+    assert all(np.isfinite(numbers[key]) for key in ("l2", "psnr", "rate_nats"))
+
+
 # --- the parameters of tests -----------------------------------------------------------------
 
 SWEPT = """

@@ -56,8 +56,10 @@ def sharpness(originals: Images, reconstructions: Images) -> float:
     """Laplacian energy of the reconstructions over that of the originals; below 1 is blur.
 
     Raises:
-        Unavailable: the originals are constant images.
+        Unavailable: the originals are constant images, or have no inner pixels.
     """
+    if min(originals.shape[2:]) < 3:
+        raise Unavailable("sharpness: images of under 3 pixels have none inside")
     reference = laplacian_energy(originals)
     if reference == 0:
         raise Unavailable("sharpness: the original images are constant")

@@ -92,6 +92,7 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
 
     config, device, trunks = subject.config, default_device(), subject.models / "lpips"
     net, limit, seed = config.selected.lpips.net, config.evaluate.classifier_images, config.seed
+    judge("sharpness", lambda: metrics.sharpness(subject.originals, subject.originals))
     judges = Judges(
         judge("lpips", lambda: lpips.load_lpips(trunks, net).to(device)),
         judge("paper_lpips", lambda: lpips.load_lpips(trunks, lpips.PAPER_NET).to(device)),
@@ -116,13 +117,21 @@ def summarise(
         "mse": metrics.mean_squared_error(x, x_hat),
         "psnr": metrics.peak_signal_to_noise_ratio(x, x_hat),
         "ssim": metrics.structural_similarity(x, x_hat),
-        "sharpness": metrics.sharpness(x, x_hat),
+        "sharpness": sharpness_if_any(x, x_hat),
         "lpips": lpips.distance(own, x, x_hat) if own else None,
         "paper_lpips": lpips.distance(paper, x, x_hat, unit_range=True) if paper else None,
         "rate_nats": metrics.rate_nats(system.posterior),
         "active_units": metrics.active_units(system.posterior, active_threshold),
         "class_agreement": metrics.class_agreement(classifier, x, x_hat) if classifier else None,
     }
+
+
+def sharpness_if_any(originals: Images, reconstructions: Images) -> float | None:
+    """None where the originals have none; ``open_judges`` says why."""
+    try:
+        return metrics.sharpness(originals, reconstructions)
+    except Unavailable:
+        return None
 
 
 def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> list[str]:

@@ -63,10 +63,13 @@ def relative_spectrum(originals: Images, reconstructions: Images) -> Spectrum:
     """10 log₁₀ of the reconstructions' power over that of the originals, in dB; blur is below 0.
 
     Raises:
-        Unavailable: the originals have no power at some frequency, as constant images.
+        Unavailable: the originals have no power at some frequency, as constant images, or are
+            single pixels, which have no frequencies.
     """
+    if originals.shape[-1] < 2:
+        raise Unavailable("power spectrum: images of 1 pixels have no frequencies")
     reference = power_spectrum(originals)
-    if reference.numel() == 0 or not (reference > 1e-12).all():
+    if not (reference > 1e-12).all():
         raise Unavailable("power spectrum: the original images are constant at some frequency")
     return 10 * torch.log10(power_spectrum(reconstructions) / reference + 1e-12)
 
