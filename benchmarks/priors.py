@@ -1,6 +1,7 @@
 """Priors exchanged under one encoder, and a prior of diffusers' own making, as a table.
 
     python benchmarks/priors.py               # after dvc repro; writes docs/priors.csv
+    python benchmarks/priors.py --other PRIOR --images 100 --output FILE    # that exchange alone
 
 Every row decodes the same test images. The encoder of the pipeline decodes with its own prior,
 with one trained twice as long, and with one that diffusers' own training loop made (linear
@@ -30,6 +31,7 @@ from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio
 from scorevae.runtime.files import replacing
 
 SEEDS = range(4)  # of the sampler
+PATH = click.Path(path_type=Path)
 
 
 def train_by_diffusers(trained: Trained, folder: Path) -> None:
@@ -98,14 +100,10 @@ def measure(label: str, trained: Trained, models: Path, prior: Path) -> dict[str
     return row
 
 
-@click.command(help=__doc__)
-@click.option("--output", type=click.Path(path_type=Path), default=DOCS / "priors.csv")
-def main(output: Path) -> None:
-    """Train, exchange, measure."""
-    trained = open_trained()
+def trained_here(trained: Trained) -> list[dict[str, Any]]:
+    """Rows of the priors that are trained for this table."""
     preset, steps = trained.config.preset, trained.config.selected.prior.training.steps
     key, data = f"presets.{preset}.prior", ROOT / "data" / preset
-    own = trained.models / "prior.safetensors"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         longer, imported, encoder = (folder / f"{n}.safetensors" for n in "abc")
@@ -131,12 +129,27 @@ def main(output: Path) -> None:
         )  # fmt: skip
         (folder / "models").mkdir()
         encoder.rename(folder / "models/encoder.safetensors")
-        rows = [
-            measure("the encoder's own", trained, trained.models, own),
+        return [
             measure("ours, trained twice as long", trained, trained.models, longer),
             measure("of diffusers' loop", trained, trained.models, imported),
             measure("of diffusers' loop, its own encoder", trained, folder / "models", imported),
         ]
+
+
+@click.command(help=__doc__)
+@click.option("--other", type=PATH, help="weights of a prior, in place of those trained here")
+@click.option("--images", type=int, help="so many of the test images; default: all")
+@click.option("--output", type=PATH, default=DOCS / "priors.csv")
+def main(other: Path | None, images: int | None, output: Path) -> None:
+    """Exchange, measure."""
+    trained = open_trained()
+    trained = trained._replace(originals=trained.originals[:images])
+    own = trained.models / "prior.safetensors"
+    rows = [measure("the encoder's own", trained, trained.models, own)]
+    if other is None:
+        rows += trained_here(trained)
+    else:
+        rows.append(measure(other.parent.name, trained, trained.models, other))
     with replacing(output) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

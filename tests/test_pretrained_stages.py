@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from pipeline import run, set_params
+from pipeline import ROOT, run, set_params
 from safetensors import safe_open
 from test_pretrained import HO, edit, write_pipeline
-from tiny import NO_PARTS, tiny_config, write_prior
+from tiny import NO_PARTS, tiny_config, write_encoder, write_prior
 
 from scorevae.autoencoders import ScoreVAE, ScoreVAEPlus
 from scorevae.commands.priors import main as priors
@@ -18,6 +18,7 @@ from scorevae.errors import UserError
 from scorevae.networks.prior import load_prior
 
 PRIOR, ENCODER = Path("models/digits/prior.safetensors"), Path("models/digits/encoder.safetensors")
+H200 = ROOT.parent / "shared/models/cifar10_h200"
 GREY = {"in_channels": 1, "out_channels": 1}
 
 
@@ -195,3 +196,19 @@ def test_the_command_converts_edm(tmp_path: Path, monkeypatch) -> None:
     refused = CliRunner().invoke(priors, ["convert-edm", "broken.pkl", "new.safetensors"])
     assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
     assert not Path("new.safetensors").exists()
+
+
+@pytest.mark.skipif(
+    not H200.is_dir(), reason="no ../shared/models beside the project"
+)
+def test_a_prior_of_before_decodes_under_another_encoder(tmp_path: Path) -> None:
+    """Catches weights of former versions that no longer serve: their header knows no t_max."""
+    image = {"presets.digits.data.image": {"channels": 3, "size": 32}}
+    write_encoder(tmp_path / "encoder.safetensors", tiny_config(**image))
+    sampling = tiny_config().sampling
+    model = ScoreVAE.load(
+        tmp_path, prior=H200 / "prior.safetensors", device="cpu", sampling=sampling
+    )
+    images = model.decode(torch.zeros(2, 4))
+    assert images.shape == (2, 3, 32, 32)
+    assert images.std() > 0.05
