@@ -198,9 +198,7 @@ def test_the_command_converts_edm(tmp_path: Path, monkeypatch) -> None:
     assert not Path("new.safetensors").exists()
 
 
-@pytest.mark.skipif(
-    not H200.is_dir(), reason="no ../shared/models beside the project"
-)
+@pytest.mark.skipif(not H200.is_dir(), reason="no ../shared/models beside the project")
 def test_a_prior_of_before_decodes_under_another_encoder(tmp_path: Path) -> None:
     """Catches weights of former versions that no longer serve: their header knows no t_max."""
     image = {"presets.digits.data.image": {"channels": 3, "size": 32}}

@@ -25,6 +25,7 @@ from scorevae.config import Config, load_config, parse
 from scorevae.errors import Unavailable, UserError
 from scorevae.evaluation.part import Caption, Columns, Found, Numbers, Part
 from scorevae.evaluation.parts import PARTS, comparison, training
+from scorevae.evaluation.parts.comparison import unequal_rates
 from scorevae.evaluation.parts.training import duration, read_curve
 from scorevae.evaluation.report.assembly import assemble, cards_of, section
 from scorevae.evaluation.report.page import (
@@ -594,3 +595,50 @@ def test_hardware_names_the_machine_and_not_its_owner(monkeypatch: pytest.Monkey
     assert (found["Memory"], found["GPU"]) == ("8 GiB", "GPU 0, GPU 1")
     assert found["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert all(found.values())
+
+
+def test_the_head_says_what_is_needed_to_read_the_headline() -> None:
+    """Catches a caution, the pictures or the run's name that come after the numbers."""
+    picture = FigureFile(ROOT / "docs/cifar10_pair/comparison.png", "Reconstructions.", "Rows.")
+    origin = ORIGIN._replace(date="2026-11-27 08:00 UTC", name="brave-owl", dirty=True)
+    ratio = Card("L2 ratio", Number(0.32, 2))
+    section = Section("Comparison", notes=["a note"])
+    page = render(
+        Report("T", "S", [ratio], [section], {}, origin, picture, ["The rates are unequal."])
+    )
+    order = [
+        page.index(text)
+        for text in (
+            "2026-11-27 08:00 UTC · experiment brave-owl · commit <code>abc123</code> with local",
+            "data:image/png", "L2 ratio", "The rates are unequal.", "a note",
+        )
+    ]  # fmt: skip
+    assert order == sorted(order)
+    assert page.count("data:image/png") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "bold"),
+    [
+        ((0.25, 0.5, 0.75), (True, False, False)),
+        ((-0.015, 0.1, 0.2), (True, False, False)),
+        ((-0.015, 0.0, 0.2), (True, True, False)),
+        ((-0.015, -0.01, -0.02), (False, False, False)),
+        ((0.5, 0.5, 0.5), (False, False, False)),
+    ],
+)
+def test_no_distance_is_better_than_none(values: tuple, bold: tuple) -> None:
+    """Catches the noise of an estimator, −0.015, that is bold beside −0.01."""
+    numbers = {name: {"kd": value} for name, value in zip("abc", values, strict=True)}
+    table = systems_table("T", numbers, {"kd": Metric("Distance", better="lower")}, {})
+    assert tuple(cell.best for cell in table.rows[0][1:]) == bold
+
+
+def test_unequal_rates_are_named() -> None:
+    """Catches a ratio of distances without the word that one code tells far more."""
+    numbers = {"scorevae": {"rate_nats": 225.3}, "vae": {"rate_nats": 48.14}}
+    (caution,) = unequal_rates(numbers)
+    assert "tells 225.3 nats of an image, VAE's 48.1" in caution
+    numbers["vae"]["rate_nats"] = 210.0
+    assert unequal_rates(numbers) == []
+    assert unequal_rates({"scorevae": {"rate_nats": None}, "vae": {}}) == []

@@ -144,6 +144,7 @@ class Found:
     reasons: dict[str, str] = field(default_factory=dict)  # metric -> why it is None
     cards: list[Card] = field(default_factory=list)  # headline numbers beside those of metrics
     page: list[Table] = field(default_factory=list)  # tables for the page alone
+    cautions: list[str] = field(default_factory=list)  # what stands beside the headline numbers
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class Part:
     rows: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     tables: Mapping[str, Columns] = field(default_factory=dict)
     figures: Mapping[str, Caption] = field(default_factory=dict)
+    lead: str = ""  # the figure that stands at the top of the page, before all numbers
     note: str = ""  # below the table of numbers
 
     def settings_of(self, config: Config) -> Section | None:

@@ -50,7 +50,8 @@ def compute(subject: Subject) -> Found:
     return Found(
         numbers,
         figures=draw(subject),
-        notes=[*collapsed(numbers, config.beta), *unfinished, *variants, *notes(config.preset)],
+        notes=[*variants, *notes(config.preset)],
+        cautions=[*unequal_rates(numbers), *collapsed(numbers, config.beta), *unfinished],
         reasons=reasons,
         cards=[ratio_card(numbers)],
         page=[cost_table(subject)]
@@ -152,6 +153,21 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
                     f"loss still fell by {percent:.1f} % for each doubling of the steps."
                 )
     return notes
+
+
+UNEQUAL = 1.1  # of two rates, from where on they are another amount of information
+
+
+def unequal_rates(numbers: Numbers) -> list[str]:
+    """Say that L2 compares codes that tell unequally much, where they do."""
+    ours, theirs = (numbers.get(name, {}).get("rate_nats") for name in (MODEL, BASELINE))
+    if not ours or not theirs or max(ours / theirs, theirs / ours) < UNEQUAL:
+        return []
+    return [
+        f"The ratio of L2 compares unequal codes: {SYSTEMS[MODEL].title}'s tells {ours:.1f} nats "
+        f"of an image, {SYSTEMS[BASELINE].title}'s {theirs:.1f}. Distances at one rate: python -m "
+        "scorevae.commands.rate_distortion, over experiments with several β."
+    ]
 
 
 TIMED = 32  # images
@@ -292,5 +308,6 @@ PART = Part(
             "Falling curves, one for each system.",
         ),
     },
+    lead="comparison",
     note=ARROW_NOTE,
 )

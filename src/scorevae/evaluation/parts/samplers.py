@@ -50,6 +50,7 @@ COLUMNS = tuple(column.name for column in fields(Trial) if column.name != "dista
 def compute(subject: Subject) -> Found:
     """Try every sampler on every grid, and say which is enough."""
     config, settings = subject.config, subject.config.evaluate.samplers
+    subject.model.decode(subject.z[:1])  # what happens once only: no trial is to pay for it
     trials = try_samplers(
         subject.model,
         subject.originals[: settings.images],
@@ -62,7 +63,9 @@ def compute(subject: Subject) -> Found:
     note = (
         f"Best L2: {_described(best)}. Fewest evaluations whose L2 is within 2 % of it, or within "
         f"10 % and the noise of {len(best.distances)} images (two standard errors of the "
-        f"difference): {_described(enough)}."
+        f"difference): {_described(enough)}. This run reconstructed by {config.sampling.sampler} "
+        f"with {network_evaluations(config.sampling)} (reconstruct.protocol: "
+        f"{config.reconstruct.protocol})."
     )
     rows = [trial.record() for trial in trials]
     return Found({}, {"samplers": rows}, {"samplers": draw(trials)}, [note])

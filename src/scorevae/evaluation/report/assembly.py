@@ -54,18 +54,37 @@ def assemble(
     each cost.
     """
     metrics = {k: v for part, _ in parts for k, v in part.metrics.items()} | SETTINGS
-    cards, sections, off = [], [], []
+    cards, sections, off, cautions = [], [], [], []
+    lead = None
     for part, found in parts:
         why = unavailable.get(part.name, "")
         if found is None and not why:
             off.append(part.title)
             continue
-        sections.append(section(part, found or Found(part.nothing(config)), why, metrics, figures))
-        cards += [] if found is None else cards_of(part, found)
+        found = found or Found(part.nothing(config))
+        sections.append(section(part, found, why, metrics, figures))
+        cards += [] if why else cards_of(part, found)
+        cautions += found.cautions
+        lead = drawn(part, part.lead, figures) if part.lead in found.figures else lead
     notes = [f"Switched off in params.yaml: {', '.join(off)}."] if off else []
     sections.append(Section("Costs", tables=[_costs(seconds)], notes=notes))
     title = f"{SYSTEMS[MODEL].title} on {config.preset}"
-    return Report(title, summary(config, images), cards, sections, parameters(config), provenance)
+    return Report(
+        title,
+        summary(config, images),
+        cards,
+        sections,
+        parameters(config),
+        provenance,
+        lead,
+        cautions,
+    )
+
+
+def drawn(part: Part, name: str, figures: Path) -> FigureFile:
+    """A figure of a part, as a file with its caption."""
+    caption = part.figures[name]
+    return FigureFile(figures / f"{name}.png", caption.text, caption.alt)
 
 
 def section(
@@ -81,13 +100,10 @@ def section(
         if (shown := part.tables[name].shown) is not None:
             records = [shown(row) for row in rows]
             tables.append(records_table(part.tables[name].caption, records, metrics))
-    drawn = [
-        FigureFile(figures / f"{name}.png", caption.text, caption.alt)
-        for name, caption in part.figures.items()
-        if name in found.figures
-    ]
+    here = [name for name in part.figures if name in found.figures and name != part.lead]
     notes = [*found.notes, why] if why else found.notes
-    return Section(part.title, part.text, [*tables, *found.page], drawn, notes)
+    files = [drawn(part, name, figures) for name in here]
+    return Section(part.title, part.text, [*tables, *found.page], files, notes)
 
 
 def cards_of(part: Part, found: Found) -> list[Card]:

@@ -109,6 +109,8 @@ class Provenance(NamedTuple):
     hardware: Mapping[str, str]
     commands: Sequence[str]
     notes: Sequence[str] = ()
+    date: str = ""  # of the evaluation
+    name: str = ""  # of the experiment, where DVC gave it one
 
 
 class Report(NamedTuple):
@@ -120,6 +122,8 @@ class Report(NamedTuple):
     sections: Sequence[Section]
     parameters: Mapping[str, str]  # dotted name -> value
     provenance: Provenance
+    lead: FigureFile | None = None  # what is to be seen before all numbers
+    cautions: Sequence[str] = ()  # what must be known to read the headline numbers
 
 
 # An absolute path tells of the machine, not of the run: only its last part is shown.

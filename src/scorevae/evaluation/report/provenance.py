@@ -6,6 +6,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,15 @@ def provenance(config: Config, params: Path) -> Provenance:
     if PLACEHOLDER in ours.values():
         notes.append(f"{PLACEHOLDER} stands for files of your own.")
     lines = commands(ours, commit, committed)
-    return Provenance(commit or "unknown", dirty, hardware(), lines, notes)
+    return Provenance(
+        commit or "unknown",
+        dirty,
+        hardware(),
+        lines,
+        notes,
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        name=os.environ.get("DVC_EXP_NAME", ""),
+    )
 
 
 def committed_parameters(params: Path) -> dict[str, str]:

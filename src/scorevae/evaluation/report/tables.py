@@ -89,7 +89,12 @@ def _best(metric: Metric, values: Sequence[Value]) -> set[float | int]:
         return set()
     if metric.better == "one":
         return {min(finite, key=lambda value: abs(value - 1))}
-    return {min(finite) if metric.better == "lower" else max(finite)}
+    if metric.better == "higher":
+        return {max(finite)}
+    # A distance below zero is the noise of an estimator without bias: as good as zero, not better.
+    least = max(min(finite), 0)
+    best = {value for value in finite if value <= least}
+    return best if len(best) < len(finite) else set()
 
 
 def reason_of(reasons: Mapping[str, str], *keys: str) -> str:
