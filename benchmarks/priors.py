@@ -5,8 +5,9 @@
 
 Every row decodes the same test images. The encoder of the pipeline decodes with its own prior,
 with one trained twice as long, and with one that diffusers' own training loop made (linear
-schedule, 1000 indices, as many steps and images as ours, a U-Net of the same size), none of which
-it has seen; another encoder is trained on the latter. Each over several seeds of the sampler.
+schedule, 1000 indices drawn uniformly, as many steps and images as ours, a U-Net of the same
+size), none of which it has seen. An encoder of its own is trained for the latter, and for ours
+with t drawn uniformly as well. Each over several seeds of the sampler.
 """
 
 import csv
@@ -101,16 +102,11 @@ def measure(label: str, trained: Trained, models: Path, prior: Path) -> dict[str
 
 
 def trained_here(trained: Trained) -> list[dict[str, Any]]:
-    """Rows of the priors that are trained for this table."""
+    """Rows of the priors that are trained for this table, and of encoders of their own."""
     preset, steps = trained.config.preset, trained.config.selected.prior.training.steps
-    key, data = f"presets.{preset}.prior", ROOT / "data" / preset
+    key = f"presets.{preset}.prior"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        longer, imported, encoder = (folder / f"{n}.safetensors" for n in "abc")
-        stage(
-            "train_prior", folder, {f"{key}.training.steps": 2 * steps},
-            "--data", data, "--output", longer, "--curve", folder / "a.csv",
-        )  # fmt: skip
         train_by_diffusers(trained, folder / "ddpm")
         source = {"format": "diffusers", "path": str(folder / "ddpm")}
         foreign = {
@@ -118,22 +114,37 @@ def trained_here(trained: Trained) -> list[dict[str, Any]]:
             f"{key}.pretrained": source | {"revision": None, "sha256": None},
             f"{key}.training.steps": 0,
         }
-        stage(
-            "train_prior", folder, foreign,
-            "--data", data, "--output", imported, "--curve", folder / "b.csv",
-        )  # fmt: skip
-        stage(
-            "train_encoder", folder, foreign, "--data", data, "--prior", imported,
-            "--vae", trained.models / "vae.safetensors", "--output", encoder,
-            "--curve", folder / "c.csv",
-        )  # fmt: skip
-        (folder / "models").mkdir()
-        encoder.rename(folder / "models/encoder.safetensors")
+        longer = with_prior(folder / "longer", trained, {f"{key}.training.steps": 2 * steps})
+        uniform = with_prior(folder / "uniform", trained, {f"{key}.time": "uniform"}, encoder=True)
+        imported = with_prior(folder / "imported", trained, foreign, encoder=True)
         return [
             measure("ours, trained twice as long", trained, trained.models, longer),
             measure("of diffusers' loop", trained, trained.models, imported),
-            measure("of diffusers' loop, its own encoder", trained, folder / "models", imported),
-        ]
+            measure("of diffusers' loop, its own encoder", trained, imported.parent, imported),
+            measure(
+                "ours, t uniform as in that loop, its own encoder",
+                trained, uniform.parent, uniform,
+            ),
+        ]  # fmt: skip
+
+
+def with_prior(
+    folder: Path, trained: Trained, changes: dict[str, Any], *, encoder: bool = False
+) -> Path:
+    """A prior trained, or imported, with other parameters; and an encoder for it."""
+    folder.mkdir()
+    data, prior = ROOT / "data" / trained.config.preset, folder / "prior.safetensors"
+    stage(
+        "train_prior", folder, changes,
+        "--data", data, "--output", prior, "--curve", folder / "prior.csv",
+    )  # fmt: skip
+    if encoder:
+        stage(
+            "train_encoder", folder, changes, "--data", data, "--prior", prior,
+            "--vae", trained.models / "vae.safetensors",
+            "--output", folder / "encoder.safetensors", "--curve", folder / "encoder.csv",
+        )  # fmt: skip
+    return prior
 
 
 @click.command(help=__doc__)
