@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ WHITE_IS_ZERO, PALETTE, LAB = 0, 3, (8, 9, 10)
 REVERSED, SEPARATE = 2, 2
 NUMBERS = {2: "signed", 3: "floating-point"}
 GREY, RGB = 0, 2  # PNG's colour types
+GREYS = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes without colour
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -80,39 +82,57 @@ class BadImage(Exception):
 def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> StoredImage:
     """Decode, turn upright, crop the centre to a square, shrink with antialiasing.
 
-    The square has sides of ``crop`` pixels, else it is the largest that fits.
-    EXIF orientation is applied, transparency is laid over white, grey of 9 to 16 bits is reduced
-    to 8, grey images are repeated over three channels, colour images become grey where the
-    preset has one channel. Resizing is bilinear over the area of each new pixel (Pillow's, which
-    torchvision's ``Resize`` uses).
+    :func:`read`, then :func:`fitted`.
 
     Raises:
         BadImage: not an image, truncated, of a kind that has no 8-bit equivalent, or smaller than
             asked (images are never enlarged).
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata, and on large images
-            Image.init()
-            formats = [name for name in FORMATS if name in Image.OPEN]
-            with Image.open(io.BytesIO(data), formats=formats) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise BadImage(f"{opened.width}×{opened.height} pixels, over {MAX_PIXELS}")
-                _check_tiff(getattr(opened, "tag_v2", {}))
-                if opened.format == "PNG":
-                    _scale_transparent(opened, bits=data[24], colour=data[25])
-                opened.load()
-                # Pillow scales a PGM of more than 8 bits to 16, in pixels of 32.
-                kind = opened.format, opened.mode
-                deep = opened.mode.startswith("I;16") or kind == ("PPM", "I")
-                grey = _deep_grey(opened) if deep else opened
-                picture = _eight_bit(_upright(grey, opened), image.channels)
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(f"cannot be decoded ({_name(data)})") from None
-    except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged files)
-        raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
+    return fitted(read(data, image.channels), image, crop=crop)
+
+
+def read(data: bytes, channels: int | None = None) -> Image.Image:
+    """Decode a file and turn it upright, in 8 bits: grey (one channel), colour (three), or its own.
+
+    EXIF orientation is applied, transparency is laid over white, grey of 9 to 16 bits is reduced
+    to 8, grey images are repeated over three channels, colour images become grey where one
+    channel is asked for.
+
+    Raises:
+        BadImage: not an image, truncated, or of a kind that has no 8-bit equivalent.
+    """
+    with _reasons(data):
+        Image.init()
+        formats = [name for name in FORMATS if name in Image.OPEN]
+        with Image.open(io.BytesIO(data), formats=formats) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BadImage(f"{opened.width}×{opened.height} pixels, over {MAX_PIXELS}")
+            _check_tiff(getattr(opened, "tag_v2", {}))
+            if opened.format == "PNG":
+                _scale_transparent(opened, bits=data[24], colour=data[25])
+            return _upright_in_eight_bits(opened, channels)
+
+
+def converted(opened: Image.Image, channels: int | None = None) -> Image.Image:
+    """What :func:`read` makes of a picture that Pillow has opened already.
+
+    Raises:
+        BadImage: truncated, or of a kind that has no 8-bit equivalent.
+    """
+    with _reasons(b""):
+        _check_tiff(getattr(opened, "tag_v2", {}))
+        return _upright_in_eight_bits(opened, channels)
+
+
+def fitted(picture: Image.Image, image: ImageConfig, *, crop: int | None = None) -> StoredImage:
+    """Crop the centre to a square and shrink it with antialiasing.
+
+    The square has sides of ``crop`` pixels, else it is the largest that fits. Resizing is bilinear
+    over the area of each new pixel (Pillow's, which torchvision's ``Resize`` uses).
+
+    Raises:
+        BadImage: smaller than asked (images are never enlarged).
+    """
     side = crop or min(picture.size)
     if min(picture.size) < side or side < image.size:
         needed = f"at least {max(side, image.size) if crop else image.size} pixels a side"
@@ -122,6 +142,30 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
     if side != image.size:
         square = square.resize((image.size, image.size), Image.Resampling.BILINEAR)
     return np.asarray(square, dtype=np.uint8).reshape(image.size, image.size, image.channels)
+
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Whatever is wrong with a file, as a BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's notes on odd metadata, and on large images
+            yield
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"cannot be decoded ({_name(data)})") from None
+    except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged files)
+        raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
+
+
+def _upright_in_eight_bits(opened: Image.Image, channels: int | None) -> Image.Image:
+    opened.load()
+    # Pillow scales a PGM of more than 8 bits to 16, in pixels of 32.
+    kind = opened.format, opened.mode
+    deep = opened.mode.startswith("I;16") or kind == ("PPM", "I")
+    picture = _upright(_deep_grey(opened) if deep else opened, opened)
+    return _eight_bit(picture, channels or (1 if picture.mode in GREYS else 3))
 
 
 def _name(data: bytes) -> str:
