@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this che
 
 import click
 
-from scorevae.autoencoders import systems_of, weight_files
+from scorevae.autoencoders import decoding_of, systems_of, weight_files, write_decoding
 from scorevae.config import load_config
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
 from scorevae.reconstructions import reconstruct, save
@@ -24,7 +24,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--data", type=PATH, required=True, help="folder that download wrote")
 @click.option("--models", type=PATH, required=True, help="folder of all weights")
 @click.option("--output", type=PATH, required=True, help="folder to write")
-def main(params: Path, data: Path, models: Path, output: Path) -> None:
+@click.option("--decoding", type=PATH, required=True, help="file to write beside the weights")
+def main(params: Path, data: Path, models: Path, output: Path, decoding: Path) -> None:
     """Reconstruct."""
     config = load_config(params)
     settings, sampling, preset = config.reconstruct, config.sampling, config.selected
@@ -46,6 +47,7 @@ def main(params: Path, data: Path, models: Path, output: Path) -> None:
             temporary.mkdir()
             for name, reconstructions in found.items():
                 save(temporary, name, reconstructions)
+        write_decoding(decoding, decoding_of(config))
 
 
 if __name__ == "__main__":

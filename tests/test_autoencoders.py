@@ -1,16 +1,25 @@
 """autoencoders: the trained networks as one object, with random weights and a few steps."""
 
+import copy
+import inspect
 import math
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oracles import seeded
+from pictures import noise
+from PIL import Image
+from pipeline import run, set_params
 from tiny import (
     committed_params,
     tiny_config,
@@ -22,8 +31,21 @@ from tiny import (
 )
 from torch import Tensor
 
-from scorevae.autoencoders import DEFAULT_SAMPLING, MODEL, SYSTEMS, VAE, ScoreVAE
-from scorevae.config import SamplingConfig, load_config
+import scorevae
+from scorevae.autoencoders import (
+    DEFAULT_SAMPLING,
+    MODEL,
+    SYSTEMS,
+    VAE,
+    DiffusionDecoder,
+    ScoreVAE,
+    ScoreVAEPlus,
+    chosen_device,
+    decoding_of,
+    write_decoding,
+)
+from scorevae.config import DecodingConfig, SamplingConfig, load_config
+from scorevae.data.arrays import to_tensor, to_unit_range
 from scorevae.errors import UserError
 from scorevae.evaluation.parts.interpolations import line
 from scorevae.gaussian import DiagonalGaussian
@@ -351,11 +373,252 @@ def test_names_of_systems_stand_in_one_table() -> None:
 
 
 def test_the_package_is_lazy() -> None:
-    """Catches an import of the package alone that loads PyTorch, and names that it lacks."""
+    """Catches an import of the package alone that loads PyTorch, and names that it lacks.
+
+    And Pillow or huggingface_hub loaded for a model that reads tensors from a folder.
+    """
     code = (
         "import sys, scorevae; assert 'torch' not in sys.modules\n"
         "from scorevae import VAE, ScoreVAE; assert ScoreVAE.__module__ == VAE.__module__\n"
+        "assert not {'PIL', 'huggingface_hub', 'mlflow'} & set(sys.modules)\n"
         "assert not hasattr(scorevae, 'Unknown')"
     )
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_version() -> None:
+    """Catches a version that was raised in one of its two places."""
+    pyproject = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text("utf-8"))
+    assert scorevae.__version__ == pyproject["project"]["version"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("z", "guidance"), [("mean", 1.0), ("sample", 2.0)])
+def test_python_reconstructs_as_the_pipeline(workspace: Path, z: str, guidance: float) -> None:
+    """Catches a protocol, γ or z of Python's own: to the last bit what reconstruct wrote.
+
+    The protocol differs from the shipped default in its steps, its noise and here in its sampler.
+    """
+    changes = {"protocols.default.z": z, "protocols.default.sampler": "euler_maruyama"}
+    set_params(**{"reconstruct.guidance": guidance, "seed": 5, "reconstruct.batch": 20}, **changes)
+    assert run("reconstruct").exit_code == 0
+    stored = np.load("data/digits/test_images.npy")
+    model = ScoreVAE.load("models/digits", batch=20)
+    written = np.load("results/reconstructions/scorevae_images.npy")
+    assert np.array_equal(model.reconstruct(stored, seed=5).numpy(), written)
+    assert model.beta == 0.01
+    vae = np.load("results/reconstructions/vae_images.npy")
+    assert np.array_equal(VAE.load("models/digits", batch=20).reconstruct(stored).numpy(), vae)
+
+
+def test_pipeline_does_not_read_decoding(workspace: Path) -> None:
+    """Catches a file that no stage has among its deps, and a system that decodes by its γ."""
+    Path("models/digits/decoding.json").write_text("no JSON")
+    config = tiny_config(**{"reconstruct.guidance": 2.0})
+    model = SYSTEMS[MODEL].load(Path("models/digits"), config)
+    assert (model.guidance, model.sampling) == (1.0, config.sampling)
+
+
+def write_run(folder: Path, **changes: object) -> DecodingConfig:
+    """What a run with these parameters leaves beside its weights."""
+    decoding = decoding_of(tiny_config(**changes))
+    write_decoding(folder / "decoding.json", decoding)
+    return decoding
+
+
+def test_what_is_said_wins_over_the_run(folder: Path) -> None:
+    """Catches arguments without effect, and a default that hides what the run did."""
+    bare = ScoreVAE.load(folder, device="cpu")
+    assert (bare.sampling, bare.guidance, bare.z) == (DEFAULT_SAMPLING, 1.0, "mean")
+    paper = {"reconstruct.protocol": "paper", "reconstruct.guidance": 1.5, "beta": 0.02}
+    protocol = write_run(folder, **paper).protocol
+    model = ScoreVAE.load(folder, device="cpu")
+    assert (model.sampling, model.guidance, model.z) == (protocol, 1.5, "sample")
+    model = ScoreVAE.load(folder, device="cpu", sampling=sampling("heun"))
+    assert (model.sampling.sampler, model.guidance, model.z) == ("heun", 1.5, "mean")
+    model = ScoreVAE.load(folder, device="cpu", guidance=0.0)
+    assert (model.sampling, model.guidance) == (protocol, 0.0)
+    assert torch.equal(model.decode(latents(), seed=7), load_paper(folder, guidance=0.0))
+
+
+def load_paper(folder: Path, guidance: float) -> Tensor:
+    """Images of a model whose γ is given to the call."""
+    return ScoreVAE.load(folder, device="cpu").decode(latents(), guidance=guidance, seed=7)
+
+
+def test_draws_from_the_model_do_not_go_by_the_run(folder: Path) -> None:
+    """Catches samples of a sharpened p(x|z) where the model's own distribution is asked for."""
+    model, other, z = load(folder), load(folder), latents(2)
+    other.guidance = 2.0
+    assert torch.equal(model.sample(2), other.sample(2))
+    assert torch.equal(model.decode_draws(z, 2), other.decode_draws(z, 2))
+    assert not torch.equal(model.decode(z), other.decode(z))
+    assert not torch.equal(
+        model.interpolate(*[images(2)] * 2, 2), other.interpolate(*[images(2)] * 2, 2)
+    )
+
+
+def test_a_run_that_decodes_with_another_prior(folder: Path, tmp_path: Path) -> None:
+    """Catches the folder's own prior in its place, and a prior that was moved unnoticed."""
+    write_prior(tmp_path / "other.safetensors", tiny_config())
+    write_run(folder, **{"reconstruct.prior": str(tmp_path / "other.safetensors")})
+    (folder / "prior.safetensors").rename(folder / "unused")
+    ScoreVAE.load(folder, device="cpu")
+    (tmp_path / "other.safetensors").unlink()
+    with pytest.raises(UserError, match="reconstruct.prior: '.*other.safetensors' does not exist"):
+        ScoreVAE.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "decoding.json: not JSON .*; run the stage reconstruct again"),
+        ("{}", "decoding.json: format: missing"),
+        ("[]", "decoding.json: top level: got"),
+    ],
+)
+def test_a_damaged_decoding_is_named(folder: Path, text: str, expected: str) -> None:
+    """Catches a traceback, and a model that decodes by the default as if nothing were there."""
+    (folder / "decoding.json").write_text(text)
+    with pytest.raises(UserError, match=expected):
+        ScoreVAE.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("verb", ["encode", "reconstruct", "rate", "encode_at"])
+def test_verbs_take_what_people_have(folder: Path, verb: str) -> None:
+    """Catches a verb that knows tensors alone, and a stream whose batches are others."""
+    model, stored = load(folder, batch=2), noise(3, 8, 8, 1)
+    call = partial(model.encode_at, t=0.3) if verb == "encode_at" else getattr(model, verb)
+    x = to_unit_range(to_tensor(stored)).double()
+    expected = call(x)
+    torch.testing.assert_close(call(stored), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        call([Image.fromarray(row[..., 0]) for row in stored]), expected, rtol=0, atol=0
+    )
+    stream = call(iter([x, x]))
+    assert isinstance(stream, Iterator)
+    first, second = stream
+    torch.testing.assert_close(first, expected, rtol=0, atol=0)
+    assert not stream.gi_frame  # at its end
+    noisy = verb in ("reconstruct", "encode_at")
+    same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert same == (not noisy)
+    big = Image.fromarray(noise(20, 30))
+    with pytest.raises(UserError, match="picture 1: 30×20 grey, the model's images are 8×8 grey"):
+        call([big])
+    assert len(torch.atleast_2d(*call(big, resize=True))) >= 1
+
+
+def test_interpolate_takes_pictures_pair_by_pair(folder: Path) -> None:
+    """Catches pairs of which one is lost, and streams that end in a traceback."""
+    model, stored = load(folder), noise(2, 8, 8, 1)
+    x = to_unit_range(to_tensor(stored)).double()
+    assert torch.equal(
+        model.interpolate(stored, stored[::-1], 2), model.interpolate(x, x.flip(0), 2)
+    )
+    with pytest.raises(UserError, match="interpolate: 2 first, 1 second; give as many"):
+        model.interpolate(x, x[:1], 2)
+    with pytest.raises(UserError, match="interpolate: got an iterable of batches; give images"):
+        model.interpolate(iter([x]), x, 2)
+
+
+def test_progress(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a verb without progress, or one that shows it unasked."""
+    model, z = load(folder, batch=2), latents(4)
+    model.sample(2)
+    assert capsys.readouterr().out == ""
+    for call, shown in (
+        (lambda: model.encode(images(4), progress=True), "encode: 2/4\nencode: 4/4\n"),
+        (lambda: model.rate(images(4), progress=True), "rate: 2/4\nrate: 4/4\n"),
+        (lambda: model.encode_at(images(4), 0.5, progress=True), "encode: 2/4\nencode: 4/4\n"),
+        (
+            lambda: model.reconstruct(images(4), progress=True),
+            "reconstruct: 2/4\nreconstruct: 4/4\n",
+        ),
+        (lambda: model.decode(z, progress=True), "decode: 2/4\ndecode: 4/4\n"),
+        (lambda: model.sample(4, progress=True), "decode: 2/4\ndecode: 4/4\n"),
+    ):
+        call()
+        assert capsys.readouterr().out == shown
+
+
+def test_no_samples(folder: Path) -> None:
+    """Catches a list of no batches that cannot be joined."""
+    model = load(folder)
+    for empty in (model.sample(0), model.sample_prior(0), model.decode(latents(0))):
+        assert empty.shape == (0, 1, 8, 8)
+    for draw in (model.sample, model.sample_prior):
+        with pytest.raises(UserError, match="count: got -1; give 0 or more"):
+            draw(-1)
+    with pytest.raises(UserError, match="batch: got 0; give 1 or more"):
+        load(folder, batch=0)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "gpu", "mps", "meta", "cpu:3"])
+def test_a_device_that_is_not_there(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches torch's tracebacks, also for a second GPU where there is one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = f"device: got '{name}'; there is cpu: choose one"
+    with pytest.raises(UserError, match=message):
+        ScoreVAE.load(folder, device=name)
+    with pytest.raises(UserError, match=message):
+        load(folder).to(name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert chosen_device("cuda") == torch.device("cuda")
+    assert chosen_device("cuda:1") == chosen_device(torch.device("cuda", 1))
+    with pytest.raises(UserError, match="device: got 'cuda:2'; there is cpu, cuda:0, cuda:1: ch"):
+        chosen_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_to_moves_every_network(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a network left behind, a copy that is thought to be elsewhere, and no result."""
+    write_vae(folder / "vae.safetensors", tiny_config())
+    write_corrector(folder, tiny_config())
+    write_diffusion_decoder(folder, tiny_config())
+    model = SYSTEMS[name].load(folder, tiny_config())
+    assert set(model.weights) == set(SYSTEMS[name].weights)
+    other = copy.copy(model)
+    monkeypatch.setattr("scorevae.autoencoders.chosen_device", torch.device)
+    assert model.to("meta") is model
+    assert model.device == other.device == torch.device("meta")
+    networks = [network for network, _ in model.weights.values()]
+    assert {w.device.type for n in networks for w in n.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_to_cuda(folder: Path) -> None:
+    """Catches scores that keep the networks they were made of."""
+    model = load(folder)
+    expected = model.reconstruct(images())
+    moved = model.to("cuda").reconstruct(images())
+    assert moved.device.type == "cpu"
+    torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_repr(folder: Path) -> None:
+    """Catches an address in memory where a person looks for what the model is."""
+    start = "ScoreVAE(images 1×8×8, 4 latents, "
+    assert repr(load(folder)) == f"{start}ddim in 3 steps, guidance 1, cpu)"
+    write_run(folder, beta=0.02)
+    write_vae(folder / "vae.safetensors", tiny_config())
+    expected = f"{start}β = 0.02, sde_dpm_solver_pp in 3 steps, guidance 1, cpu)"
+    assert repr(ScoreVAE.load(folder, device="cpu")) == expected
+    assert repr(VAE.load(folder, device="cpu")) == "VAE(images 1×8×8, 4 latents, cpu)"
+
+
+@pytest.mark.parametrize("kind", [ScoreVAE, VAE, ScoreVAEPlus, DiffusionDecoder])
+def test_help_says_what_arguments_are(kind: type) -> None:
+    """Catches a public method whose arguments the reader has to guess."""
+    methods = inspect.getmembers(kind, inspect.isroutine)
+    public = [(n, m) for n, m in methods if not n.startswith("_") or n == "__init__"]
+    assert len(public) > 6
+    for name, method in public:
+        names = [n for n in inspect.signature(method).parameters if n not in ("self", "cls")]
+        described = re.findall(r"^ {4,}\**(\w+): ", inspect.getdoc(method) or "", re.MULTILINE)
+        assert set(names) <= set(described), (kind.__name__, name)

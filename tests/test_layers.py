@@ -31,7 +31,12 @@ NEVER = {
     "data": {"networks", "sde", "score"},
     "data.arrays": {"data.sources", "data.batches"},
     "runtime": {"sde", "gaussian"},
-    "autoencoders": {"training", "objectives", "runtime"},
+    # Files serve a caller in Python too; a run's state does not.
+    "autoencoders": {
+        "training",
+        "objectives",
+        *(f"runtime.{name}" for name in ("state", "tracking", "runs", "interruption", "memory")),
+    },
 }
 
 

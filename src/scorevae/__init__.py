@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from scorevae.autoencoders import VAE, DiffusionDecoder, ScoreVAE, ScoreVAEPlus
 
 __all__ = ["VAE", "DiffusionDecoder", "ScoreVAE", "ScoreVAEPlus"]
+__version__ = "0.1.0"  # as in pyproject.toml, which a checkout without installation cannot ask
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (a module's attribute)

@@ -2,21 +2,26 @@
 
 Every system answers to the same four verbs (:class:`System`), and SYSTEMS is the one place that
 knows their names: what compares systems goes through its rows.
+
+Images are given as people have them (:func:`scorevae.data.given.to_images`): paths, pictures,
+arrays, tensors, lists of them, and streams of batches, for which results are a stream too.
 """
 
 import copy
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scorevae.config import Config, SamplingConfig, Variant
+from scorevae.config import Config, DecodingConfig, ProtocolConfig, SamplingConfig, Variant, parse
 from scorevae.data.arrays import to_unit_range
+from scorevae.data.given import Batches, Given, Pictures, over, reporting
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.conditional import (
@@ -28,7 +33,9 @@ from scorevae.networks.corrector import CorrectorHeader, TrainedCorrector, load_
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encoder
 from scorevae.networks.prior import PRIOR, Prior, decoding_prior, load_prior
 from scorevae.networks.vae import TrainedVAE, VAEHeader, load_vae
+from scorevae.networks.weights import Trained
 from scorevae.randomness import make_generator
+from scorevae.runtime.files import replacing
 from scorevae.sampling import KeptBatches, Report, draw_in_batches
 from scorevae.score import (
     ConditionalScore,
@@ -51,8 +58,17 @@ DEFAULT_SAMPLING = SamplingConfig(
     clip=True,
 )
 
+DECODING = "decoding.json"  # beside the weights, written by the stage reconstruct
+ENCODER = "encoder.safetensors"
+BASELINE_FILE = "vae.safetensors"
+CORRECTOR = "variants/corrector.safetensors"
+DIFFUSION_DECODER = "variants/diffusion_decoder.safetensors"
+DEFAULT_BATCH = 500
+
+ZKind = Literal["mean", "sample"]
 DrawingHeader = EncoderHeader | CorrectorHeader | DiffusionDecoderHeader
 LatentHeader = DrawingHeader | VAEHeader
+AnyDrawing = TypeVar("AnyDrawing", bound="DiffusionSystem")
 
 
 class System(ABC):
@@ -61,47 +77,179 @@ class System(ABC):
     Results are on the CPU, whatever the device; ``batch`` images at a time bound the memory.
     """
 
-    def __init__(
-        self, header: LatentHeader, device: torch.device | str | None, batch: int
-    ) -> None:
-        self.device = chosen_device(device)
-        self.batch, self.image_shape, self.latent = batch, header.image.shape, header.latent
+    beta: float | None = None  # of its training, where that is known
+
+    def __init__(self, weights: Mapping[str, Trained], header: LatentHeader, batch: int) -> None:
+        """Hold the networks by their files' names; ``header`` says what images and z are."""
+        if batch < 1:
+            raise UserError(f"batch: got {batch}; give 1 or more")
+        self.weights, self.batch = weights, batch
+        self.image, self.image_shape, self.latent = header.image, header.image.shape, header.latent
 
     @property
     @abstractmethod
     def encoder(self) -> Encoder:
         """q(z|x_t, t), of which t = 0 encodes."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        network, _ = next(iter(self.weights.values()))
+        return next(network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the networks, also those of copies that other settings made, and return itself.
+
+        Args:
+            device: as torch names it: "cpu", "cuda", "cuda:1".
+
+        Raises:
+            UserError: there is no such device.
+        """
+        _place(self.weights, chosen_device(device))
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join([*self._about(), str(self.device)])})"
+
+    def _about(self) -> list[str]:
+        """What it is, in words."""
+        channels, height, width = self.image_shape
+        beta = [] if self.beta is None else [f"β = {self.beta:g}"]
+        facts = [f"images {channels}×{height}×{width}", f"{self.latent} latents"]
+        return [*facts, *beta, *self._facts()]
+
+    def _facts(self) -> list[str]:
+        """How it decodes, in words."""
+        return []
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> Self:
+        """The system of a folder of weights."""
+
     @abstractmethod
     def decode(self, z: Latents, *, seed: int = 0) -> Images:
         """One image for each latent; the same one for the same seed."""
 
-    @torch.no_grad()
-    def encode(self, images: Images) -> DiagonalGaussian:
-        """q(z|x_0, 0) of images in [0, 1].
+    @overload
+    def encode(  # type: ignore[overload-overlap]
+        self, images: Pictures, *, resize: bool = ..., progress: bool = ...
+    ) -> DiagonalGaussian: ...
+    @overload
+    def encode(
+        self, images: Batches, *, resize: bool = ..., progress: bool = ...
+    ) -> Iterator[DiagonalGaussian]: ...
+    def encode(
+        self, images: Given, *, resize: bool = False, progress: bool = False
+    ) -> DiagonalGaussian | Iterator[DiagonalGaussian]:
+        """q(z|x_0, 0): mean and log_variance, each (count, latent).
+
+        Args:
+            images: the path of a picture; a PIL image; an array of uint8 (H×W, H×W×C, N×H×W×C);
+                a tensor or array of floats in [0, 1] (N×C×H×W, C×H×W); a list of these; a
+                DataLoader or another iterable of batches, each one of these or (images, labels).
+            resize: crop to a square, shrink and make grey or colour what does not have the
+                model's shape, as ``download`` does; else it is refused. Nothing is enlarged.
+            progress: show how many images are done.
+
+        Returns:
+            One Gaussian for each image; for an iterable of batches, a generator of those of each.
 
         Raises:
-            UserError: the images have another shape than the model's, or leave [0, 1].
+            UserError: images cannot be read, have another shape than the model's, or leave [0, 1].
         """
-        self._check_images(images)
-        parts = ((2 * chunk - 1).to(self.device) for chunk in images.split(self.batch))
-        return _joined([self.encoder(x, torch.zeros(len(x), device=x.device)) for x in parts])
+        return over(
+            images,
+            self.image,
+            lambda x, seed, report: self._encode(x, report),
+            name="encode",
+            seed=0,
+            resize=resize,
+            shown=progress,
+        )
 
-    def reconstruct(self, images: Images, *, seed: int = 0) -> Images:
-        """Encode to the mean of q(z|x_0, 0), then decode."""
-        return self.decode(self.encode(images).mean, seed=seed)
+    @torch.no_grad()
+    def _encode(self, images: Images, report: Report = lambda done: None) -> DiagonalGaussian:
+        parts, done = [], 0
+        for chunk in images.split(self.batch):
+            x = (2 * chunk - 1).to(self.device)
+            parts.append(self.encoder(x, torch.zeros(len(x), device=x.device)))
+            report(done := done + len(x))
+        return _joined(parts)
 
-    def rate(self, images: Images) -> PerSample:
-        """KL(q(z|x_0, 0) ‖ N(0, I)) of each image, in nats."""
-        return self.encode(images).kl_to_standard_normal()
+    @overload
+    def reconstruct(  # type: ignore[overload-overlap]
+        self, images: Pictures, *, seed: int = ..., resize: bool = ..., progress: bool = ...
+    ) -> Images: ...
+    @overload
+    def reconstruct(
+        self, images: Batches, *, seed: int = ..., resize: bool = ..., progress: bool = ...
+    ) -> Iterator[Images]: ...
+    def reconstruct(
+        self, images: Given, *, seed: int = 0, resize: bool = False, progress: bool = False
+    ) -> Images | Iterator[Images]:
+        """Encode to the mean of q(z|x_0, 0), then decode; (count, C, H, W), about [0, 1].
 
-    def _check_images(self, images: Images) -> None:
-        if len(images) == 0 or images.shape[1:] != self.image_shape:
-            wanted = ", ".join(map(str, ("count", *self.image_shape)))
-            raise UserError(f"images have shape {tuple(images.shape)}; give ({wanted})")
-        low, high = images.min().item(), images.max().item()
-        if not (low >= 0 and high <= 1):  # NaN too
-            raise UserError(f"images have values from {low:.3g} to {high:.3g}; scale to [0, 1]")
+        Args:
+            images: as :meth:`encode`.
+            seed: of what is drawn, where anything is.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Returns:
+            One image for each; for an iterable of batches, a generator of those of each batch.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+        return over(
+            images,
+            self.image,
+            lambda x, seed, report: self.decode(self._encode(x, report).mean, seed=seed),
+            name="reconstruct",
+            seed=seed,
+            resize=resize,
+            shown=progress,
+        )
+
+    @overload
+    def rate(self, images: Pictures, *, resize: bool = ..., progress: bool = ...) -> PerSample: ...  # type: ignore[overload-overlap]
+    @overload
+    def rate(
+        self, images: Batches, *, resize: bool = ..., progress: bool = ...
+    ) -> Iterator[PerSample]: ...
+    def rate(
+        self, images: Given, *, resize: bool = False, progress: bool = False
+    ) -> PerSample | Iterator[PerSample]:
+        """KL(q(z|x_0, 0) ‖ N(0, I)) of each image, in nats.
+
+        Args:
+            images: as :meth:`encode`.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Returns:
+            One number for each image; for an iterable of batches, a generator of those of each.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+        return over(
+            images,
+            self.image,
+            lambda x, seed, report: self._encode(x, report).kl_to_standard_normal(),
+            name="rate",
+            seed=0,
+            resize=resize,
+            shown=progress,
+        )
 
     def _check_latents(self, z: Latents) -> None:
         if z.ndim != 2 or z.shape[1] != self.latent:
@@ -114,8 +262,30 @@ def default_device() -> torch.device:
 
 
 def chosen_device(device: torch.device | str | None) -> torch.device:
-    """The device that is asked for, else :func:`default_device`."""
-    return default_device() if device is None else torch.device(device)
+    """The device that is asked for, else :func:`default_device`.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if device is None:
+        return default_device()
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        known.append("mps:0")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or not {f"{chosen.type}:{chosen.index or 0}", str(chosen)} & set(known):
+        raise UserError(f"device: got {str(device)!r}; there is {', '.join(known)}: choose one")
+    return chosen
+
+
+def _place(weights: Mapping[str, Trained], device: torch.device) -> None:
+    for network, _ in weights.values():
+        network.to(device)
 
 
 class DiffusionSystem(System):
@@ -127,20 +297,36 @@ class DiffusionSystem(System):
 
     def __init__(
         self,
+        weights: Mapping[str, Trained],
         header: LatentHeader,
         sde: SDE,
         posterior: ConditionalScore,
         *,
-        device: torch.device,
         sampling: SamplingConfig,
+        guidance: float,
         batch: int,
     ) -> None:
-        """Draw by these scores, whose networks are on the device, under this process."""
-        super().__init__(header, device, batch)
-        self.sde, self.posterior, self.sampling = sde, posterior, sampling
+        """Draw by these scores, of the networks among ``weights``, under this process."""
+        super().__init__(weights, header, batch)
+        self.sde, self.posterior = sde, posterior
+        self.sampling, self.guidance = sampling, guidance
+
+    @property
+    def z(self) -> ZKind:
+        """Which z :meth:`reconstruct` decodes: the mean of q(z|x_0), or a sample, as in a run."""
+        return self.sampling.z if isinstance(self.sampling, ProtocolConfig) else "mean"
+
+    def _facts(self) -> list[str]:
+        sampling = self.sampling
+        return [f"{sampling.sampler} in {sampling.steps} steps", f"guidance {self.guidance:g}"]
 
     def with_sampling(self, sampling: SamplingConfig) -> Self:
-        """The same networks, with images drawn in another way."""
+        """The same networks, with images drawn in another way.
+
+        Args:
+            sampling: sampler, grid, steps, noise and clamping; a
+                :class:`scorevae.config.ProtocolConfig` says which z to reconstruct from besides.
+        """
         other = copy.copy(self)
         other.sampling = sampling
         return other
@@ -150,6 +336,9 @@ class DiffusionSystem(System):
 
         What decodes goes by τ. :meth:`sample`, :meth:`sample_prior` and :meth:`decode_draws` are
         draws from the distributions themselves, with τ = 1 always.
+
+        Args:
+            noise_scale: τ, 0 or more.
         """
         return self.with_sampling(self.sampling.model_copy(update={"noise_scale": noise_scale}))
 
@@ -159,88 +348,216 @@ class DiffusionSystem(System):
         return self.posterior.encoder
 
     def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
-        """s(x_t, z, t), on the device; γ as in :meth:`scorevae.score.ConditionalScore.score`."""
+        """s(x_t, z, t), a function of x_t and t, on the device.
+
+        Args:
+            z: latents, (count, latent), on the device.
+            guidance: γ as in :meth:`scorevae.score.ConditionalScore.score`.
+        """
         return self.posterior.score(z, guidance=guidance)
 
     def decode(
         self,
         z: Latents,
         *,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         seed: int = 0,
         x_1: Images | None = None,
         shared: int = 1,
-        report: Report = lambda done: None,
+        report: Report | None = None,
         kept: KeptBatches | None = None,
+        progress: bool = False,
     ) -> Images:
-        """Draw one image from p(x|z) for each latent.
+        """Draw one image from p(x|z) for each latent; (count, C, H, W), about [0, 1].
 
         Args:
             z: latents, (count, latent).
-            guidance: γ of :meth:`score`.
+            guidance: γ of :meth:`score`, 0 or more: 0 is the prior alone, 1 Bayes' rule; None is
+                the model's own, ``self.guidance``.
             seed: of x_1 and of the sampler's noise.
-            x_1: the noise to start from, standard normal, instead of a draw.
+            x_1: the noise to start from, standard normal, (count, C, H, W), instead of a draw.
             shared: so many consecutive latents see the same noise of the sampler.
             report: called with the number of images done.
             kept: batches that an interrupted call finished; those of this call are added.
+            progress: show how many images are done, where there is no ``report``.
 
         Raises:
             UserError: latents or x_1 have the wrong shape.
         """
+        gamma = self.guidance if guidance is None else guidance
         self._check_latents(z)
         x_1 = self._noise(len(z), seed) if x_1 is None else x_1
         if x_1.shape != (shape := (len(z), *self.image_shape)):
             raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {shape}")
 
         def score(rows: slice) -> ScoreFn:
-            return self.score(z[rows].to(self.device), guidance=guidance)
+            return self.score(z[rows].to(self.device), guidance=gamma)
 
-        return self._draw(score, x_1, seed, shared, report, kept)
+        with reporting("decode", len(z), progress and report is None) as shown:
+            return self._draw(score, x_1, seed, shared, report or shown, kept)
 
-    def reconstruct(self, images: Images, *, guidance: float = 1.0, seed: int = 0) -> Images:
-        """Encode to the mean of q(z|x_0, 0) and draw from p(x|z)."""
-        return self.decode(self.encode(images).mean, guidance=guidance, seed=seed)
+    @overload
+    def reconstruct(  # type: ignore[overload-overlap]
+        self,
+        images: Pictures,
+        *,
+        guidance: float | None = ...,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> Images: ...
+    @overload
+    def reconstruct(
+        self,
+        images: Batches,
+        *,
+        guidance: float | None = ...,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> Iterator[Images]: ...
+    def reconstruct(
+        self,
+        images: Given,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        resize: bool = False,
+        progress: bool = False,
+    ) -> Images | Iterator[Images]:
+        """Encode to z and draw from p(x|z) as the run did; (count, C, H, W), about [0, 1].
 
-    def sample(self, count: int, *, guidance: float = 1.0, seed: int = 0) -> Images:
-        """Draw z ~ N(0, I), then x ~ p(x|z)."""
+        The same images, seed and batch give what the stage ``reconstruct`` wrote.
+
+        Args:
+            images: as :meth:`encode`.
+            guidance: as :meth:`decode`.
+            seed: of all noise; the further batches of a stream have seeds that follow from it.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Returns:
+            One image for each; for an iterable of batches, a generator of those of each batch.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+
+        def run(x: Images, seed: int, report: Report) -> Images:
+            z = chosen_z(self._encode(x), self.z, seed)
+            return self.decode(z, guidance=guidance, seed=seed, report=report)
+
+        return over(
+            images, self.image, run, name="reconstruct", seed=seed, resize=resize, shown=progress
+        )
+
+    def sample(
+        self, count: int, *, guidance: float = 1.0, seed: int = 0, progress: bool = False
+    ) -> Images:
+        """Draw z ~ N(0, I), then x ~ p(x|z) with τ = 1: (count, C, H, W), about [0, 1].
+
+        Args:
+            count: how many, 0 or more.
+            guidance: γ of :meth:`score`; 1 is the model's own distribution.
+            seed: of z and of all other noise.
+            progress: show how many images are done.
+
+        Raises:
+            UserError: the count is negative.
+        """
+        _check_count(count)
         z = torch.randn(count, self.latent, generator=make_generator("cpu", seed, "z"))
-        return self.with_noise_scale(1.0).decode(z, guidance=guidance, seed=seed)
+        own = self.with_noise_scale(1.0)
+        return own.decode(z, guidance=guidance, seed=seed, progress=progress)
 
     def sample_prior(self, count: int, *, seed: int = 0) -> Images:
-        """Draw from the unconditional diffusion model."""
+        """Draw from the unconditional diffusion model: (count, C, H, W), about [0, 1].
+
+        Args:
+            count: how many, 0 or more.
+            seed: of all noise.
+
+        Raises:
+            UserError: the count is negative.
+        """
+        _check_count(count)
         own = self.with_noise_scale(1.0)
         return own._draw(lambda rows: own.posterior.prior, own._noise(count, seed), seed)
 
     def interpolate(
-        self, first: Images, second: Images, steps: int, *, guidance: float = 1.0, seed: int = 0
+        self,
+        first: Pictures,
+        second: Pictures,
+        steps: int,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        resize: bool = False,
+        progress: bool = False,
     ) -> Float[Tensor, "pairs steps channel height width"]:
         """Images along the straight line between the latents of each pair, ends included.
 
         Every image of a pair sees the same noise, as in :meth:`decode_groups`, so that only z
         changes along the line. Other paths: :func:`scorevae.evaluation.parts.interpolations.arc`.
+
+        Args:
+            first: where lines begin, as :meth:`encode`, but no stream.
+            second: where they end, as many.
+            steps: images of a line, its ends included.
+            guidance: as :meth:`decode`.
+            seed: of all noise.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Raises:
+            UserError: as :meth:`encode`; streams, or another number of second images.
         """
-        start, end = self.encode(first).mean, self.encode(second).mean
+        ends = [self.encode(given, resize=resize) for given in (first, second)]
+        if not all(isinstance(end, DiagonalGaussian) for end in ends):
+            raise UserError("interpolate: got an iterable of batches; give images, pair by pair")
+        start, end = (found.mean for found in ends)
+        if len(start) != len(end):
+            raise UserError(f"interpolate: {len(start)} first, {len(end)} second; give as many")
         weight = torch.linspace(0, 1, steps)[None, :, None]
         z = (1 - weight) * start[:, None] + weight * end[:, None]
-        return self.decode_groups(z, guidance=guidance, seed=seed)
+        return self.decode_groups(z, guidance=guidance, seed=seed, progress=progress)
 
     def decode_groups(
-        self, z: Float[Tensor, "group member latent"], *, guidance: float = 1.0, seed: int = 0
+        self,
+        z: Float[Tensor, "group member latent"],
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        progress: bool = False,
     ) -> Groups:
         """Draw one image for each latent, all members of a group from the same noise.
 
         That is the same x_1 and the same noise of the sampler: within a group only z changes.
+
+        Args:
+            z: latents, (groups, members, latent).
+            guidance: as :meth:`decode`.
+            seed: of all noise.
+            progress: show how many images are done.
         """
         groups, members, _ = z.shape
         x_1 = self._noise(groups, seed).repeat_interleave(members, dim=0)
         z = z.flatten(0, 1)
-        images = self.decode(z, guidance=guidance, seed=seed, x_1=x_1, shared=members)
+        images = self.decode(
+            z, guidance=guidance, seed=seed, x_1=x_1, shared=members, progress=progress
+        )
         return images.unflatten(0, (groups, members))
 
     def decode_draws(
         self, z: Latents, draws: int, *, guidance: float = 1.0, seed: int = 0
     ) -> Groups:
-        """Draw so many images from p(x|z) for each latent, each from noise of its own.
+        """Draw so many images from p(x|z), with τ = 1, for each latent, each from its own noise.
+
+        Args:
+            z: latents, (count, latent).
+            draws: images for each, 1 or more.
+            guidance: γ of :meth:`score`; 1 is the model's own distribution.
+            seed: of all noise.
 
         Raises:
             UserError: no draws are asked for, or latents have the wrong shape.
@@ -263,6 +580,8 @@ class DiffusionSystem(System):
         report: Report = lambda done: None,
         kept: KeptBatches | None = None,
     ) -> Images:
+        if len(x_1) == 0:
+            return x_1
         x_0 = draw_in_batches(
             score,
             self.sde,
@@ -293,29 +612,39 @@ class ScoreVAE(DiffusionSystem):
         *,
         device: torch.device | str | None = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        guidance: float = 1.0,
+        batch: int = DEFAULT_BATCH,
     ) -> None:
         """Combine a prior and an encoder.
 
         Args:
             prior: from :func:`scorevae.networks.prior.load_prior`.
             encoder: from :func:`scorevae.networks.encoder.load_encoder`.
-            device: where networks run; CUDA if there is one, else the CPU.
-            sampling: how images are drawn.
-            batch: images in one evaluation of the networks.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; a :class:`scorevae.config.ProtocolConfig` says which z
+                to reconstruct from besides.
+            guidance: γ of what decodes, 0 or more.
+            batch: images in one evaluation of the networks, 1 or more.
 
         Raises:
             UserError: prior and encoder were trained under different processes or image shapes.
         """
         prior = _beside(prior, encoder.header, "encoder")
-        device = chosen_device(device)
+        weights: dict[str, Trained] = {PRIOR: prior, ENCODER: encoder}
+        _place(weights, chosen_device(device))
         posterior = Posterior(
-            prior_score(prior.network.to(device), prior.sde),
-            encoder.network.to(device),
+            prior_score(prior.network, prior.sde),
+            encoder.network,
             log_determinant=encoder.header.log_determinant == "full",
         )
         super().__init__(
-            encoder.header, prior.sde, posterior, device=device, sampling=sampling, batch=batch
+            weights,
+            encoder.header,
+            prior.sde,
+            posterior,
+            sampling=sampling,
+            guidance=guidance,
+            batch=batch,
         )
 
     @classmethod
@@ -325,42 +654,95 @@ class ScoreVAE(DiffusionSystem):
         *,
         prior: Path | str | None = None,
         device: torch.device | str | None = None,
-        sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        sampling: SamplingConfig | None = None,
+        guidance: float | None = None,
+        batch: int = DEFAULT_BATCH,
     ) -> Self:
         """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
 
-        ``prior`` is the file of another prior to decode with: the encoder stays as it is.
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            prior: the file of another prior to decode with: the encoder stays as it is.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; None is as the run did, from the folder's
+                ``decoding.json``, or the shipped default where there is no such file.
+            guidance: γ of what decodes, 0 or more; None likewise.
+            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
 
         Raises:
-            UserError: a file is missing, foreign or does not fit the other.
+            UserError: a file is missing, foreign or does not fit the other; no such device.
         """
-        encoder = load_encoder(Path(folder) / "encoder.safetensors")
-        found = load_prior(prior_path(Path(folder), prior))
-        return cls(found, encoder, device=device, sampling=sampling, batch=batch)
+        manner = decoding_manner(Path(folder), prior, sampling, guidance)
+        encoder = load_encoder(Path(folder) / ENCODER)
+        return manner.given_to(cls(load_prior(manner.prior), encoder, device=device, batch=batch))
 
-    @torch.no_grad()
-    def encode_at(self, images: Images, t: float, *, seed: int = 0) -> DiagonalGaussian:
-        """q(z|x_t, t) of images in [0, 1] to which the noise of time t is added.
+    @overload
+    def encode_at(  # type: ignore[overload-overlap]
+        self,
+        images: Pictures,
+        t: float,
+        *,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> DiagonalGaussian: ...
+    @overload
+    def encode_at(
+        self,
+        images: Batches,
+        t: float,
+        *,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> Iterator[DiagonalGaussian]: ...
+    def encode_at(
+        self,
+        images: Given,
+        t: float,
+        *,
+        seed: int = 0,
+        resize: bool = False,
+        progress: bool = False,
+    ) -> DiagonalGaussian | Iterator[DiagonalGaussian]:
+        """q(z|x_t, t) of images to which the noise of time t is added.
 
         The noise follows from the seed alone: for several t it is the same, only scaled. At t = 0
         this is :meth:`encode`.
 
+        Args:
+            images: as :meth:`encode`.
+            t: 0, or a time from the process's t_min to its t_max (``self.sde``).
+            seed: of the noise; the further batches of a stream have seeds that follow from it.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Returns:
+            As :meth:`encode`.
+
         Raises:
             UserError: as :meth:`encode`, or a time at which the encoder was never trained.
         """
-        if t == 0:
-            return self.encode(images)
-        if not self.sde.t_min <= t <= self.sde.t_max:
+        if t != 0 and not self.sde.t_min <= t <= self.sde.t_max:
             known = f"{self.sde.t_min} to {self.sde.t_max}"
             raise UserError(f"t: got {t}; give 0, or a time from {known}")
-        self._check_images(images)
+
+        def run(x: Images, seed: int, report: Report) -> DiagonalGaussian:
+            return self._encode_at(x, t, seed, report) if t else self._encode(x, report)
+
+        return over(
+            images, self.image, run, name="encode", seed=seed, resize=resize, shown=progress
+        )
+
+    @torch.no_grad()
+    def _encode_at(self, images: Images, t: float, seed: int, report: Report) -> DiagonalGaussian:
         noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
-        parts = []
+        parts, done = [], 0
         for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
             times = torch.full((len(chunk),), t, device=self.device)
             x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
             parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
+            report(done := done + len(chunk))
         return _joined(parts)
 
 
@@ -378,15 +760,29 @@ class ScoreVAEPlus(ScoreVAE):
         *,
         device: torch.device | str | None = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        guidance: float = 1.0,
+        batch: int = DEFAULT_BATCH,
     ) -> None:
-        """Add a corrector, from :func:`scorevae.networks.corrector.load_corrector`, to ScoreVAE.
+        """Add a corrector to ScoreVAE.
+
+        Args:
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
+            corrector: from :func:`scorevae.networks.corrector.load_corrector`.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; a :class:`scorevae.config.ProtocolConfig` says which z
+                to reconstruct from besides.
+            guidance: γ of what decodes, 0 or more.
+            batch: images in one evaluation of the networks, 1 or more.
 
         Raises:
             UserError: as ScoreVAE, or the corrector is for another process or image shape.
         """
         prior = _beside(prior, corrector.header, "corrector")
-        super().__init__(prior, encoder, device=device, sampling=sampling, batch=batch)
+        super().__init__(
+            prior, encoder, device=device, sampling=sampling, guidance=guidance, batch=batch
+        )
+        self.weights = {**self.weights, CORRECTOR: corrector}
         network = corrector.network.to(self.device)
         self.posterior = replace(self.posterior, corrector=conditional_score(network, self.sde))
 
@@ -397,20 +793,30 @@ class ScoreVAEPlus(ScoreVAE):
         *,
         prior: Path | str | None = None,
         device: torch.device | str | None = None,
-        sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        sampling: SamplingConfig | None = None,
+        guidance: float | None = None,
+        batch: int = DEFAULT_BATCH,
     ) -> Self:
         """Load ScoreVAE's two files and ``variants/corrector.safetensors`` from a folder.
 
-        No other ``prior`` will do: the corrector knows what this one gets wrong.
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            prior: the file of the prior, if it lies elsewhere. No other will do: the corrector
+                knows what this one gets wrong.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; None is as the run did, from the folder's
+                ``decoding.json``, or the shipped default where there is no such file.
+            guidance: γ of what decodes, 0 or more; None likewise.
+            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
 
         Raises:
-            UserError: a file is missing, foreign or does not fit the others.
+            UserError: a file is missing, foreign or does not fit the others; no such device.
         """
-        paths = prior_path(Path(folder), prior), Path(folder) / "encoder.safetensors"
+        manner = decoding_manner(Path(folder), prior, sampling, guidance)
+        paths = manner.prior, Path(folder) / ENCODER
         found, encoder = load_prior(paths[0]), load_encoder(paths[1])
-        corrector = load_corrector(Path(folder) / "variants/corrector.safetensors", *paths)
-        return cls(found, encoder, corrector, device=device, sampling=sampling, batch=batch)
+        corrector = load_corrector(Path(folder) / CORRECTOR, *paths)
+        return manner.given_to(cls(found, encoder, corrector, device=device, batch=batch))
 
 
 class DiffusionDecoder(DiffusionSystem):
@@ -427,30 +833,39 @@ class DiffusionDecoder(DiffusionSystem):
         *,
         device: torch.device | str | None = None,
         sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        guidance: float = 1.0,
+        batch: int = DEFAULT_BATCH,
     ) -> None:
         """Put a diffusion decoder beside a prior.
 
         Args:
             prior: from :func:`scorevae.networks.prior.load_prior`.
             decoder: from :func:`scorevae.networks.conditional.load_diffusion_decoder`.
-            device: where networks run; CUDA if there is one, else the CPU.
-            sampling: how images are drawn.
-            batch: images in one evaluation of the networks.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; a :class:`scorevae.config.ProtocolConfig` says which z
+                to reconstruct from besides.
+            guidance: γ of what decodes, 0 or more.
+            batch: images in one evaluation of the networks, 1 or more.
 
         Raises:
             UserError: they were trained under different processes or image shapes.
         """
         prior = _beside(prior, decoder.header, "diffusion decoder")
-        device = chosen_device(device)
-        network = decoder.network.to(device)
+        weights: dict[str, Trained] = {PRIOR: prior, DIFFUSION_DECODER: decoder}
+        _place(weights, chosen_device(device))
         posterior = LearnedScore(
-            prior_score(prior.network.to(device), prior.sde),
-            network.encoder,
-            conditional_score(network.decoder, prior.sde),
+            prior_score(prior.network, prior.sde),
+            decoder.network.encoder,
+            conditional_score(decoder.network.decoder, prior.sde),
         )
         super().__init__(
-            decoder.header, prior.sde, posterior, device=device, sampling=sampling, batch=batch
+            weights,
+            decoder.header,
+            prior.sde,
+            posterior,
+            sampling=sampling,
+            guidance=guidance,
+            batch=batch,
         )
 
     @classmethod
@@ -460,22 +875,102 @@ class DiffusionDecoder(DiffusionSystem):
         *,
         prior: Path | str | None = None,
         device: torch.device | str | None = None,
-        sampling: SamplingConfig = DEFAULT_SAMPLING,
-        batch: int = 500,
+        sampling: SamplingConfig | None = None,
+        guidance: float | None = None,
+        batch: int = DEFAULT_BATCH,
     ) -> Self:
         """Load ``variants/diffusion_decoder.safetensors`` from a folder, and its prior or another.
 
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            prior: the file of another prior, which decodes where γ is not 1.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; None is as the run did, from the folder's
+                ``decoding.json``, or the shipped default where there is no such file.
+            guidance: γ of what decodes, 0 or more; None likewise.
+            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
+
         Raises:
-            UserError: a file is missing, foreign or does not fit the other.
+            UserError: a file is missing, foreign or does not fit the other; no such device.
         """
-        found = load_prior(prior_path(Path(folder), prior))
-        decoder = load_diffusion_decoder(Path(folder) / "variants/diffusion_decoder.safetensors")
-        return cls(found, decoder, device=device, sampling=sampling, batch=batch)
+        manner = decoding_manner(Path(folder), prior, sampling, guidance)
+        decoder = load_diffusion_decoder(Path(folder) / DIFFUSION_DECODER)
+        return manner.given_to(cls(load_prior(manner.prior), decoder, device=device, batch=batch))
 
 
-def prior_path(folder: Path, other: Path | str | None) -> Path:
-    """The file of the prior that decodes: ``other``, or the folder's own."""
-    return folder / PRIOR if other is None else Path(other)
+class Manner(NamedTuple):
+    """How a folder's model decodes: as its run did, but for what a caller says."""
+
+    prior: Path
+    sampling: SamplingConfig
+    guidance: float
+    beta: float | None
+
+    def given_to(self, model: AnyDrawing) -> AnyDrawing:
+        """The model, decoding so."""
+        model.sampling, model.guidance, model.beta = self.sampling, self.guidance, self.beta
+        return model
+
+
+def decoding_manner(
+    folder: Path, prior: Path | str | None, sampling: SamplingConfig | None, guidance: float | None
+) -> Manner:
+    """What is said wins over ``decoding.json``, which is read where something is not said."""
+    run = None
+    if prior is None or sampling is None or guidance is None:
+        run = read_decoding(folder / DECODING)
+    file = decoding_prior(folder, run.prior if run else None) if prior is None else Path(prior)
+    return Manner(
+        file,
+        sampling or (run.protocol if run else DEFAULT_SAMPLING),
+        (run.guidance if run else 1.0) if guidance is None else guidance,
+        run.beta if run else None,
+    )
+
+
+def decoding_of(config: Config) -> DecodingConfig:
+    """How a run reconstructs."""
+    chosen = config.reconstruct
+    return DecodingConfig(
+        format=1,
+        beta=config.beta,
+        guidance=chosen.guidance,
+        prior=chosen.prior,
+        protocol=config.sampling,
+    )
+
+
+def read_decoding(path: Path) -> DecodingConfig | None:
+    """What the stage ``reconstruct`` has left beside the weights, None where it has not.
+
+    Raises:
+        UserError: the file is damaged or of another version.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON ({error}); run the stage reconstruct again") from None
+    return parse(DecodingConfig, tree, str(path))
+
+
+def write_decoding(path: Path, decoding: DecodingConfig) -> None:
+    """Write it as one JSON file, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(decoding.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def chosen_z(posterior: DiagonalGaussian, kind: ZKind, seed: int) -> Latents:
+    """The z that is reconstructed from: the mean of q(z|x_0), or a sample of it."""
+    if kind == "mean":
+        return posterior.mean
+    return posterior.sample(make_generator("cpu", seed, "reconstruct", "z"))
+
+
+def _check_count(count: int) -> None:
+    if count < 0:
+        raise UserError(f"count: got {count}; give 0 or more")
 
 
 def _beside(prior: Prior, other: DrawingHeader, role: str) -> Prior:
@@ -502,22 +997,46 @@ class VAE(System):
     """The β-VAE as an auto-encoder; the mean of p(x|z) is its image."""
 
     def __init__(
-        self, vae: TrainedVAE, *, device: torch.device | str | None = None, batch: int = 500
+        self,
+        vae: TrainedVAE,
+        *,
+        device: torch.device | str | None = None,
+        batch: int = DEFAULT_BATCH,
     ) -> None:
-        """Wrap a VAE from :func:`scorevae.networks.vae.load_vae`."""
-        super().__init__(vae.header, device, batch)
-        self._network = vae.network.to(self.device)
+        """Wrap a VAE.
+
+        Args:
+            vae: from :func:`scorevae.networks.vae.load_vae`.
+            device: where the network runs, as torch names it; CUDA if there is one, else the CPU.
+            batch: images in one evaluation of the network, 1 or more.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        weights: dict[str, Trained] = {BASELINE_FILE: vae}
+        _place(weights, chosen_device(device))
+        super().__init__(weights, vae.header, batch)
+        self._network = vae.network
 
     @classmethod
     def load(
-        cls, folder: Path | str, *, device: torch.device | str | None = None, batch: int = 500
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str | None = None,
+        batch: int = DEFAULT_BATCH,
     ) -> Self:
         """Load ``vae.safetensors`` from a folder.
 
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            device: where the network runs, as torch names it; CUDA if there is one, else the CPU.
+            batch: images in one evaluation of the network, 1 or more. It bounds the memory.
+
         Raises:
-            UserError: the file is missing or foreign.
+            UserError: the file is missing or foreign; there is no such device.
         """
-        return cls(load_vae(Path(folder) / "vae.safetensors"), device=device, batch=batch)
+        return cls(load_vae(Path(folder) / BASELINE_FILE), device=device, batch=batch)
 
     @property
     def encoder(self) -> Encoder:
@@ -527,6 +1046,10 @@ class VAE(System):
     @torch.no_grad()
     def decode(self, z: Latents, *, seed: int = 0) -> Images:
         """The mean of p(x|z) of each latent; nothing is drawn, so that no seed matters.
+
+        Args:
+            z: latents, (count, latent).
+            seed: of no effect; systems that draw have one.
 
         Raises:
             UserError: latents have the wrong shape.
@@ -567,6 +1090,7 @@ def _drawing(
             folder,
             prior=decoding_prior(folder, config.reconstruct.prior),
             sampling=config.sampling,
+            guidance=1.0,  # whoever weighs ∇ ln q says so
             batch=config.reconstruct.batch,
         )
 
@@ -577,7 +1101,7 @@ def _drawing(
 SYSTEMS = {
     "scorevae": SystemRow(
         "ScoreVAE",
-        (PRIOR, "encoder.safetensors"),
+        (PRIOR, ENCODER),
         _drawing(ScoreVAE),
         ("prior", "objective"),
         {
@@ -587,7 +1111,7 @@ SYSTEMS = {
     ),
     "vae": SystemRow(
         "VAE",
-        ("vae.safetensors",),
+        (BASELINE_FILE,),
         lambda folder, config: VAE.load(folder, batch=config.reconstruct.batch),
         ("vae",),
         {
@@ -597,7 +1121,7 @@ SYSTEMS = {
     ),
     "scorevae_plus": SystemRow(
         "ScoreVAE+",
-        (PRIOR, "encoder.safetensors", "variants/corrector.safetensors"),
+        (PRIOR, ENCODER, CORRECTOR),
         _drawing(ScoreVAEPlus),
         ("prior", "objective", "corrector"),
         {
@@ -610,7 +1134,7 @@ SYSTEMS = {
     ),
     "diffusion_decoder": SystemRow(
         "Diffusion decoder",
-        (PRIOR, "variants/diffusion_decoder.safetensors"),
+        (PRIOR, DIFFUSION_DECODER),
         _drawing(DiffusionDecoder),
         ("diffusion_decoder",),
         {

@@ -123,6 +123,16 @@ class ReconstructConfig(Section):
     batch: Count
 
 
+class DecodingConfig(Section):
+    """``decoding.json`` beside a model's weights: how the run that trained it reconstructed."""
+
+    format: Literal[1]
+    beta: NonNegative | None  # null: not known
+    guidance: NonNegative
+    prior: FileName | None  # as reconstruct.prior
+    protocol: ProtocolConfig
+
+
 class PartConfig(Section):
     """A part of the stage ``evaluate``; ``images: 0`` switches it off."""
 

@@ -7,12 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scorevae.autoencoders import DiffusionSystem, System
+from scorevae.autoencoders import DiffusionSystem, System, chosen_z
 from scorevae.config import Config
 from scorevae.data.arrays import read_array
 from scorevae.errors import UserError
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.randomness import make_generator
 from scorevae.runtime.interruption import Interrupted, stop_requests
 from scorevae.runtime.progress import progress
 from scorevae.runtime.state import BatchFolder
@@ -51,9 +50,7 @@ def reconstruct(
 
 def latents(posterior: DiagonalGaussian, config: Config) -> Latents:
     """The z that the protocol reconstructs from: the mean of q(z|x_0), or a sample of it."""
-    if config.sampling.z == "mean":
-        return posterior.mean
-    return posterior.sample(make_generator("cpu", config.seed, "reconstruct", "z"))
+    return chosen_z(posterior, config.sampling.z, config.seed)
 
 
 def _decode(model: DiffusionSystem, z: Latents, config: Config, kept: BatchFolder) -> Images:
