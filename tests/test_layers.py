@@ -31,7 +31,7 @@ NEVER = {
     "data": {"networks", "sde", "score"},
     "data.arrays": {"data.sources", "data.batches"},
     "runtime": {"sde", "gaussian"},
-    # Files serve a caller in Python too; a run's state does not.
+    # Progress bars, files and the hub serve a caller in Python too; a run's state does not.
     "autoencoders": {
         "training",
         "objectives",
@@ -112,6 +112,7 @@ PLACES = {
     },
     "accelerate": {"training"},
     "matplotlib": {"evaluation"},
+    "huggingface_hub": {"runtime.hub", "networks.pretrained.diffusers"},
     "lpips": {"evaluation.lpips"},
     "torchmetrics": {"evaluation"},
 }

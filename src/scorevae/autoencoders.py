@@ -13,7 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, TypeVar, overload
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple, Self, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -33,9 +34,10 @@ from scorevae.networks.corrector import CorrectorHeader, TrainedCorrector, load_
 from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, load_encoder
 from scorevae.networks.prior import PRIOR, Prior, decoding_prior, load_prior
 from scorevae.networks.vae import TrainedVAE, VAEHeader, load_vae
-from scorevae.networks.weights import Trained
+from scorevae.networks.weights import Trained, save_weights
 from scorevae.randomness import make_generator
 from scorevae.runtime.files import replacing
+from scorevae.runtime.hub import CARD, card, fetched, pushed
 from scorevae.sampling import KeptBatches, Report, draw_in_batches
 from scorevae.score import (
     ConditionalScore,
@@ -133,6 +135,109 @@ class System(ABC):
         batch: int = DEFAULT_BATCH,
     ) -> Self:
         """The system of a folder of weights."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = False,
+        **options: Any,  # noqa: ANN401 (those of load)
+    ) -> Self:
+        """Load a folder, or a model of the Hugging Face hub. No file can run code.
+
+        Args:
+            name: a folder, as for :meth:`load`, or a hub id, "owner/name".
+            revision: branch, tag or commit on the hub; None is its main branch.
+            token: for private models; None is the one of ``hf auth login``.
+            cache_dir: where the hub's files are kept; None is huggingface_hub's own place.
+            local_files_only: take what was fetched before, and ask nobody.
+            **options: as :meth:`load`.
+
+        Raises:
+            UserError: there is neither such a folder nor such a model, or no network; and as
+                :meth:`load`.
+        """
+        if Path(name).is_dir():
+            return cls.load(name, **options)
+        folder = fetched(
+            str(name),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return cls.load(folder, **options)
+
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        *,
+        metrics: Path | str | None = None,
+        data: Path | str | None = None,
+    ) -> None:
+        """Write weights, how they decode, and a card, for :meth:`from_pretrained` to load.
+
+        Args:
+            folder: where; made where there is none. Other files in it stay.
+            metrics: ``results/metrics.json`` of the run, for the card's numbers and commit.
+            data: the prepared data set, ``data/<preset>``, for its source and licence.
+
+        Raises:
+            UserError: ``metrics`` or ``data`` cannot be read, or the disk is full.
+        """
+        text = card(
+            type(self).__name__,
+            self._about(),
+            {name: row.title for name, row in SYSTEMS.items()},
+            metrics=None if metrics is None else Path(metrics),
+            data=None if data is None else Path(data),
+        )
+        for name, (network, header) in self.weights.items():
+            save_weights(Path(folder) / name, network, header)
+        if (decoding := self._decoding()) is not None:
+            write_decoding(Path(folder) / DECODING, decoding)
+        with replacing(Path(folder) / CARD) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a model of scorevae",
+        metrics: Path | str | None = None,
+        data: Path | str | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub.
+
+        Args:
+            repo_id: "owner/name"; made where there is none.
+            private: whether a new one is to be; None is the account's own setting.
+            token: with the right to write; None is the one of ``hf auth login``.
+            commit_message: of the one commit.
+            metrics: as :meth:`save_pretrained`.
+            data: as :meth:`save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: the hub cannot be reached or refuses; and as :meth:`save_pretrained`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, metrics=metrics, data=data)
+            return pushed(
+                Path(folder), repo_id, private=private, token=token, message=commit_message
+            )
+
+    def _decoding(self) -> DecodingConfig | None:
+        """What ``decoding.json`` says of it; None where there is no choice."""
+        return None
 
     @abstractmethod
     def decode(self, z: Latents, *, seed: int = 0) -> Images:
@@ -319,6 +424,12 @@ class DiffusionSystem(System):
     def _facts(self) -> list[str]:
         sampling = self.sampling
         return [f"{sampling.sampler} in {sampling.steps} steps", f"guidance {self.guidance:g}"]
+
+    def _decoding(self) -> DecodingConfig:
+        protocol = ProtocolConfig(**{**self.sampling.model_dump(), "z": self.z})
+        return DecodingConfig(
+            format=1, beta=self.beta, guidance=self.guidance, prior=None, protocol=protocol
+        )
 
     def with_sampling(self, sampling: SamplingConfig) -> Self:
         """The same networks, with images drawn in another way.
