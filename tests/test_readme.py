@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import encoded, noise
 from tiny import save_tiny_models
 
 from scorevae.config import read_tree
@@ -44,6 +45,22 @@ def test_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     scope: dict[str, Any] = {}
     exec(compile(snippet, "README.md", "exec"), scope)
     assert scope["reconstructed"].shape == (8, 1, 8, 8)
+
+
+def test_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a page of snippets that the interface has left behind."""
+    save_tiny_models(tmp_path / "models/digits")
+    for folder in ("pictures", "results", "data/digits"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "pictures/a.png").write_bytes(encoded(noise(20, 30, 3)))
+    (tmp_path / "results/metrics.json").write_text("{}")
+    (tmp_path / "data/digits/meta.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", TEXTS[ROOT / "docs/python.md"], re.DOTALL):
+        exec(compile(snippet, "python.md", "exec"), scope)
+    assert scope["nats"].shape == (1,)
+    assert scope["model"].guidance == 1.5
 
 
 def anchors(text: str) -> set[str]:

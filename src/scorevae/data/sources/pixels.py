@@ -92,7 +92,7 @@ def decode(data: bytes, image: ImageConfig, *, crop: int | None = None) -> Store
 
 
 def read(data: bytes, channels: int | None = None) -> Image.Image:
-    """Decode a file and turn it upright, in 8 bits: grey (one channel), colour (three), or its own.
+    """Decode a file and turn it upright, in 8 bits: grey (one channel), colour (three) or its own.
 
     EXIF orientation is applied, transparency is laid over white, grey of 9 to 16 bits is reduced
     to 8, grey images are repeated over three channels, colour images become grey where one
