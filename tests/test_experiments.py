@@ -46,6 +46,12 @@ def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
     parents, children = runs_of(clone)
     assert children == {"0.02": set(stages_run(sweep)) - IDLE}
     assert parents["0.02"].info.run_name == "swept"
+    # What the experiment has left goes by the command that the guide names, also if it is staged.
+    clone.run("git", "add", "params.yaml")
+    assert "beta: 0.02" in clone.run("git", "diff", "--cached", "params.yaml")
+    clone.run("git", "checkout", "HEAD", "--", "params.yaml", "src")
+    assert clone.run("git", "status", "--short", "params.yaml") == ""
+    assert stages_run(clone.run("dvc", "repro")) == []
 
 
 def test_going_back_to_a_preset_trains_nothing(clone: Clone, tmp_path: Path) -> None:
