@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GRAPH = read_tree(ROOT / "dvc.yaml")
 STAGES = ["download", "train_prior", "train_vae_baseline", "train_encoder", "train_variants"]
 STAGES += ["reconstruct", "evaluate"]
+CHECK = "check"  # of params.yaml, before all of them
 OUTPUTS = ("data", "models", "results")  # the folders that stages write into
 # What DVC and the workflows' scripts work with.
 TRACKED = (
@@ -61,7 +62,7 @@ def set_params(**overrides: Any) -> None:  # noqa: ANN401 (any value of the file
 def finish(preset: str = "digits", **overrides: Any) -> Result:  # noqa: ANN401
     """Run all seven stages in the current folder; the last one's result."""
     set_params(preset=preset, **overrides)
-    for stage in STAGES:
+    for stage in (CHECK, *STAGES):
         result = run(stage, preset)
         assert result.exit_code == 0, f"{stage}: {result.output}{result.exception!r}"
     return result
@@ -88,11 +89,12 @@ class Clone:
             self.environment[f"GIT_{name}_NAME"] = "test"
             self.environment[f"GIT_{name}_EMAIL"] = "test@example.invalid"
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, fails: bool = False) -> str:
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        failed = done.returncode != 0
+        assert failed == fails, f"{command}:\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
     def set(self, **overrides: Any) -> None:  # noqa: ANN401 (any value of the file)

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from pictures import encoded, noise
-from pipeline import STAGES, Clone, contents, make_clone, stages_run
+from pipeline import CHECK, STAGES, Clone, contents, make_clone, stages_run
+from tiny import tiny_params, write_params
 
 pytestmark = pytest.mark.slow
 IDLE = {"train_variants"}  # trains nothing by default, and has no run in MLflow then
@@ -39,18 +42,64 @@ def test_dvc_runs_what_changed_and_nothing_else(clone: Clone) -> None:
         code.write("\n# edited\n")
     assert stages_run(clone.run("dvc", "repro", "--dry")) == ["evaluate"]
     sweep = clone.run("dvc", "exp", "run", "--name", "swept", "-S", "beta=0.02")
-    assert stages_run(sweep) == STAGES[2:]
+    assert stages_run(sweep) == [CHECK, *STAGES[2:]]
     shown = clone.run("dvc", "exp", "show", "--csv")
     assert all(text in shown for text in ("swept", "scorevae.l2"))
     # MLflow holds one parent for the execution, with parameters and headline metrics.
     parents, children = runs_of(clone)
-    assert children == {"0.02": set(stages_run(sweep)) - IDLE}
+    assert children == {"0.02": set(stages_run(sweep)) - IDLE - {CHECK}}
     assert parents["0.02"].info.run_name == "swept"
     # What the experiment has left goes by the command that the guide names, also if it is staged.
     clone.run("git", "add", "params.yaml")
     assert "beta: 0.02" in clone.run("git", "diff", "--cached", "params.yaml")
     clone.run("git", "checkout", "HEAD", "--", "params.yaml", "src")
     assert clone.run("git", "status", "--short", "params.yaml") == ""
+    assert stages_run(clone.run("dvc", "repro")) == []
+
+
+REFUSED = {
+    "params.yaml: beta: got -1.0; ": {"beta": -1.0},
+    "params.yaml: top level: preset 'nobody' is not under presets; choose one of: ": {
+        "preset": "nobody"
+    },
+    "preset 'x;touch HACKED' is not under presets; choose one of: ": {"preset": "x;touch HACKED"},
+    "reconstruct.protocol 'nobody' is not under protocols; choose one of: default, ": {
+        "reconstruct.protocol": "nobody"
+    },
+}
+
+
+def test_a_refused_value_costs_no_output(clone: Clone, tmp_path: Path) -> None:
+    """Catches weights that DVC removes before a stage refuses, and names that reach the shell.
+
+    And a traceback where `python` is not the one that has the packages.
+    """
+
+    def outputs() -> dict[str, bytes]:
+        return {k: v for k, v in contents(clone.folder).items() if "checked" not in k}
+
+    before = outputs()
+    for message, override in REFUSED.items():
+        write_params(clone.folder / "params.yaml", tiny_params(**override))
+        output = clone.run("dvc", "repro", fails=True)
+        assert message in output
+        assert stages_run(output) == [CHECK]
+        assert outputs() == before
+    assert not (clone.folder / "HACKED").exists()
+    bare = tmp_path / "bin/python"
+    bare.parent.mkdir()
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    path = f"{bare.parent}{os.pathsep}{clone.environment['PATH']}"
+    clone.environment["PATH"] = path
+    output = clone.run("dvc", "repro", fails=True)
+    assert "activate the environment (`source .venv/bin/activate`)" in output
+    assert "Traceback" not in output
+    # Back at the former values, the check runs anew and nothing else does.
+    clone.environment["PATH"] = path.partition(os.pathsep)[2]
+    clone.run("git", "checkout", "HEAD", "--", "params.yaml")
+    assert set(stages_run(clone.run("dvc", "repro"))) <= {CHECK}
+    write_params(clone.folder / "params.yaml", tiny_params(**{"evaluate.figure_images": 3}))
     assert stages_run(clone.run("dvc", "repro")) == []
 
 
@@ -63,7 +112,7 @@ def test_going_back_to_a_preset_trains_nothing(clone: Clone, tmp_path: Path) -> 
     changes = [f"--set-param=presets.faces_small.data.{key}={v}" for key, v in faces.items()]
     command = ("dvc", "exp", "run", "train_prior")
     other = clone.run(*command, "-S", "preset=faces_small", *changes)
-    assert stages_run(other) == ["download", "train_prior"]
+    assert stages_run(other) == [CHECK, "download", "train_prior"]
     back = clone.run(*command, "-S", "preset=digits")
     assert stages_run(back) == []
 
