@@ -32,6 +32,7 @@ def main(params: Path, output: Path, lpips: Path) -> None:
         click.echo(prepare_trunks(preset.lpips, size, lpips, key=f"{key}.lpips"))
         prepare(preset.data, output, key=f"{key}.data")
         tracker.artifact(output / "meta.json")
+        tracker.data(output)
     click.echo(f"download: wrote {output}")
 
 

@@ -51,6 +51,7 @@ def main(
     with track("evaluate", config) as tracker:
         with explaining_memory(lambda: memory_remedy(config, steps[-1])):
             numbers = evaluate(subject, outputs, params=params, report_step=report)
+        tracker.data(data)
         tracker.headline(headline(numbers), outputs.artifacts())
     click.echo(table(numbers))
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 from tiny import tiny_config, tiny_params, write_params
 
 from scorevae.commands import sync
@@ -46,6 +46,8 @@ ROWS = {
 }  # fmt: skip
 NUMBERS = {"scorevae": {"l2": 1.25, "lpips": None, "active_units": 3}, "vae": {"l2": 1 / 3}}
 
+FILES = ("figures/comparison.png", "figures/samples.png", "errors.csv", "report.html")
+
 
 @pytest.fixture
 def workspace(dvc_root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -56,8 +58,10 @@ def workspace(dvc_root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
     for name, rows in ROWS.values():
         write_curve(dvc_root / f"results/curves/{name}.csv", rows)
     (dvc_root / "results/figures").mkdir()
-    for name in ("figures/samples.png", "errors.csv"):
+    for name in FILES:
         (dvc_root / "results" / name).write_text(name)
+    (dvc_root / "data/digits").mkdir(parents=True)
+    (dvc_root / "data/digits/meta.json").write_text('{"source": "drawn"}')
     (dvc_root / "results/metrics.json").write_text(json.dumps(NUMBERS))
     return dvc_root
 
@@ -86,9 +90,10 @@ def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate"), name: str | None = N
 
 def evaluate_live(numbers: dict[str, dict[str, float | None]]) -> None:
     """Record what the stage evaluate records."""
-    names = ("figures/samples.png", "metrics.json", "errors.csv")
+    files = [Path("results") / name for name in (*FILES, "metrics.json")]
     with track("evaluate", tiny_config()) as tracker:
-        tracker.headline(evaluation.headline(numbers), [Path("results") / n for n in names])
+        tracker.data(Path("data/digits"))
+        tracker.headline(evaluation.headline(numbers), files)
 
 
 def record(
@@ -161,6 +166,13 @@ def history(folder: Path, run: Run, *, times: bool = False) -> list[tuple[str, i
     return sorted((p.key, p.step, repr(p.value), p.timestamp if times else 0) for p in points)
 
 
+SHOWN = ("mlflow.note.content", "mlflow.source.name", "mlflow.source.type", "mlflow.user")
+
+
+def datasets(run: Run) -> list[DatasetInput]:
+    return list(run.inputs.dataset_inputs)
+
+
 def recorded(folder: Path) -> dict[str, object]:
     """Everything that is to be the same after a live run and after sync."""
     server, found = client(folder), {}
@@ -170,7 +182,10 @@ def recorded(folder: Path) -> dict[str, object]:
         times = "stage" in run.data.tags  # a headline's is when it was recorded
         points = history(folder, run, times=times)
         assert run.info.run_name not in found, "two runs of one stage"
-        found[run.info.run_name] = (run.info.status, run.data.params, points, files)
+        tags = {name: run.data.tags.get(name) for name in SHOWN}
+        data = [(e.dataset.name, e.dataset.digest, e.dataset.source) for e in datasets(run)]
+        state = (run.info.status, run.data.params, points, files, tags, data)
+        found[run.info.run_name] = state
     return found
 
 
@@ -277,14 +292,14 @@ def test_what_has_changed_is_replaced(workspace: Path) -> None:
     (workspace / "results/metrics.json").write_text(json.dumps(NUMBERS | {"vae": {"l2": 0.5}}))
     assert "headline: 1 metrics" in succeed()
     assert path.read_bytes() == whole
-    assert parent(workspace).data.metrics["vae.l2"] == 0.5
+    assert parent(workspace).data.metrics["vae/l2"] == 0.5
 
 
 def test_commits_made_since_begin_no_other_run(workspace: Path, commit: Commit) -> None:
     """Catches everything recorded a second time because the results were committed meanwhile."""
     commit("a")
     run_live()
-    key, state = Execution(tiny_config()).key, everything(workspace)
+    key, state = Execution(tiny_config()).title, everything(workspace)
     commit("b")
     for arguments in (["--dry-run"], []):
         output = succeed(*arguments)
@@ -306,10 +321,10 @@ def test_run_of_a_former_commit_is_completed(workspace: Path, commit: Commit) ->
     assert lines[:-1] == [
         f"added: train_vae_baseline: 1 of 2 points to run {vae.info.run_id}",
         "added: train_encoder: 6 of 6 points in a new run",
-        "added: headline: 3 metrics and 3 files",
+        "added: headline: 3 metrics and 5 files",
     ]
     found = parent(workspace)
-    assert (found.info.status, found.data.metrics["scorevae.l2"]) == ("FINISHED", 1.25)
+    assert (found.info.status, found.data.metrics["scorevae/l2"]) == ("FINISHED", 1.25)
     assert len(below(workspace, found)) == 3
     assert "nothing to add" in succeed()
 
@@ -345,7 +360,7 @@ def test_evaluations_of_other_commits_stay_where_they_are(workspace: Path, commi
     (workspace / "results/metrics.json").write_text(json.dumps({"vae": {"l2": 0.25}}))
     assert "train_" not in succeed()
     found = parents(workspace)
-    assert [run.data.metrics["vae.l2"] for run in found] == [1 / 3, 0.5, 0.25]
+    assert [run.data.metrics["vae/l2"] for run in found] == [1 / 3, 0.5, 0.25]
     assert [run.data.params for run in found] == [found[0].data.params] * 3
 
 
@@ -355,8 +370,8 @@ def test_evaluation_that_lost_its_headline_gets_it(workspace: Path, commit: Comm
     run_live()
     commit("b")
     record("evaluate")
-    assert succeed().splitlines()[:-1] == ["added: headline: 3 metrics and 3 files"]
-    assert [run.data.metrics["vae.l2"] for run in parents(workspace)] == [1 / 3] * 2
+    assert succeed().splitlines()[:-1] == ["added: headline: 3 metrics and 5 files"]
+    assert [run.data.metrics["vae/l2"] for run in parents(workspace)] == [1 / 3] * 2
     assert len(children(workspace, "train_prior")) == 1
 
 
@@ -416,7 +431,7 @@ def test_dry_run_writes_nothing(workspace: Path) -> None:
     assert succeed("--dry-run").splitlines()[:-1] == [
         "would add: train_vae_baseline: 2 of 2 points in a new run",
         "would add: train_encoder: 6 of 6 points in a new run",
-        "would add: headline: 3 metrics and 3 files",
+        "would add: headline: 3 metrics and 5 files",
     ]
     assert everything(workspace) == state
     (workspace / "mlflow.db").unlink()
@@ -430,17 +445,17 @@ def test_name_chooses_the_experiment(workspace: Path, commit: Commit) -> None:
     And one recorded again, without its name, after `dvc exp apply` and a commit.
     """
     run_live(("train_prior",), name="grave-fate")
-    assert "run grave-fate at " in succeed("--name", "grave-fate")
+    assert "run digits β=0.01 seed 0 (grave-fate) at " in succeed("--name", "grave-fate")
     commit("b")
-    assert "run grave-fate at " in succeed()
-    assert parent(workspace).info.run_name == "grave-fate"
+    assert "run digits β=0.01 seed 0 (grave-fate) at " in succeed()
+    assert parent(workspace).info.run_name == "digits β=0.01 seed 0 (grave-fate)"
     assert len(children(workspace, "train_prior")) == 1
 
 
 def test_name_means_that_run_alone(workspace: Path) -> None:
     """Catches results that were asked for under a name left in the run of another one."""
     run_live()
-    assert "run grave-fate at " in succeed("--name", "grave-fate")
+    assert "run digits β=0.01 seed 0 (grave-fate) at " in succeed("--name", "grave-fate")
     assert len(children(workspace, "train_prior")) == 2
     assert "nothing to add" in succeed("--name", "grave-fate")
 

@@ -1,6 +1,12 @@
 """tracking: what MLflow shows, and that nothing it does stops a training."""
 
+import getpass
+import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +14,21 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from tiny import tiny_config, tiny_params
+from tiny import tiny_config, tiny_params, write_params
 
 from scorevae.config import Config, flatten, parse, resolved
 from scorevae.runtime import runs as runtime
 from scorevae.runtime import tracking
 from scorevae.runtime.files import sha256
-from scorevae.runtime.runs import CURVE_TAG, EXPERIMENT, PARENT_TAG, Execution, _git_commit
+from scorevae.runtime.interruption import Ended, Interrupted, signals_raised
+from scorevae.runtime.runs import (
+    CURVE_TAG,
+    EXPERIMENT,
+    PARENT_TAG,
+    Execution,
+    _git_commit,
+    grouped,
+)
 from scorevae.runtime.tracking import track
 
 pytestmark = pytest.mark.usefixtures("dvc_root")
@@ -109,33 +123,141 @@ def test_stages_share_their_parent(client: MlflowClient) -> None:
 
 
 def test_headline_ends_the_parent(client: MlflowClient, dvc_root: Path) -> None:
-    """Catches a comparison page without results, and a parent that runs for ever."""
-    figure = dvc_root / "comparison.png"
-    figure.write_text("picture")
-    numbers = {"scorevae.l2": 1.5, "vae.active_units": 4.0}
+    """Catches a comparison page without results, and a parent that runs for ever.
+
+    Charts group by what stands before the slash; the comparison shows what lies at the root.
+    """
+    figures = [dvc_root / name for name in ("comparison.png", "samples.png", "report.html")]
+    for figure in figures:
+        figure.write_text("picture")
+    numbers = {"vae.active_units": 4.0, "scorevae.l2": 1.5, "vae.l2": 25.0}
     with track("evaluate", tiny_config()) as tracker:
-        tracker.headline(numbers, [figure])
+        tracker.headline(numbers, figures)
     (parent,) = parents(client)
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics == numbers
+    assert parent.data.metrics == {"vae/active_units": 4.0, "scorevae/l2": 1.5, "vae/l2": 25.0}
+    assert next(iter(grouped(numbers))) == "scorevae/l2"
+    note = parent.data.tags["mlflow.note.content"].splitlines()
+    assert note[:3] == ["| metric | scorevae | vae |", "|---|---|---|", "| `l2` | 1.500 | 25.00 |"]
+    assert "| `psnr` | – | – |" in note
+    stored = [f.path for f in client.list_artifacts(parent.info.run_id)]
+    assert stored == ["comparison.png", "figures", "report.html"]
     found = client.list_artifacts(parent.info.run_id, "figures")
-    assert [f.path for f in found] == ["figures/comparison.png"]
+    assert [f.path for f in found] == ["figures/samples.png"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failure_is_recorded(client: MlflowClient, error: type[BaseException]) -> None:
-    """Catches a failed stage shown as finished, and an exception swallowed by the tracker.
+def test_runs_say_what_they_are(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches runs that a person cannot tell apart, without source, user or commit."""
+    run_stage("download", beta=0.02, seed=3)
+    monkeypatch.setenv("DVC_EXP_NAME", "calm-owl")
+    run_stage("evaluate", beta=0.02, seed=3)
+    plain, named = parents(client)
+    assert plain.info.run_name == "digits β=0.02 seed 3"
+    assert named.info.run_name == "digits β=0.02 seed 3 (calm-owl)"
+    sources = {"dvc repro": plain, "dvc exp run": named}
+    sources |= {f"stages/{name}.py": child(client, name) for name in ("download", "evaluate")}
+    for source, run in sources.items():
+        tags = run.data.tags
+        assert tags["mlflow.source.name"] == source
+        assert tags["mlflow.source.type"] == "LOCAL"
+        assert tags["mlflow.source.git.commit"] == _git_commit()
+        assert tags["mlflow.user"] == getpass.getuser()
 
-    And a second parent, or one that stays FAILED, after `dvc repro` is run again.
+
+def test_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a stage that cannot be tracked in a container, whose users have numbers only."""
+    monkeypatch.setattr(getpass, "getuser", lambda: {}["no such user"])
+    assert Execution(tiny_config())._origin("stages/evaluate.py")["mlflow.user"] == "unknown"
+
+
+def test_data_is_an_input(client: MlflowClient, dvc_root: Path) -> None:
+    """Catches runs of which nobody knows the data, and one digest for two data sets."""
+    digests = set()
+    for number, stage in enumerate(("download", "evaluate")):
+        meta = {"source": "drawn", "sha256": {"train_images.npy": str(number)}}
+        (dvc_root / "meta.json").write_text(json.dumps(meta))
+        with track(stage, tiny_config(beta=0.01 * number)) as tracker:
+            tracker.data(dvc_root)
+            tracker.data(dvc_root)
+        run = child(client, stage)
+        for known in (run, client.get_run(run.data.tags["mlflow.parentRunId"])):
+            (data,) = [entry.dataset for entry in known.inputs.dataset_inputs]
+            assert data.name == dvc_root.name
+            assert json.loads(data.source) == {"uri": "drawn"}
+            digests.add(data.digest)
+    assert len(digests) == 2
+
+
+STATES = [
+    (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (Interrupted, "KILLED"),
+    (signal.SIGTERM, "KILLED"), (signal.SIGHUP, "KILLED"),
+]  # fmt: skip
+
+
+def stop(reason: type[BaseException] | signal.Signals) -> None:
+    """End the block as a mistake or a signal does."""
+    if isinstance(reason, signal.Signals):
+        signal.raise_signal(reason)
+    else:
+        raise reason("stopped")
+
+
+@pytest.mark.parametrize(("error", "status"), STATES)
+def test_failure_is_recorded(
+    client: MlflowClient, error: type[BaseException] | signal.Signals, status: str
+) -> None:
+    """Catches a failed stage shown as finished, a killed one as failed or as running for ever.
+
+    An exception swallowed by the tracker; and a second parent, or one that stays FAILED, after
+    `dvc repro` is run again.
     """
-    with pytest.raises(error), track("train_prior", tiny_config()):
-        raise error
-    assert child(client, "train_prior").info.status == "FAILED"
+    raised = Ended if isinstance(error, signal.Signals) else error
+    with pytest.raises(raised), track("train_prior", tiny_config()):
+        stop(error)
+    assert child(client, "train_prior").info.status == status
     (parent,) = parents(client)
-    assert parent.info.status == "FAILED"
-    run_stage("train_prior")
+    assert parent.info.status == status
+    run_stage("evaluate")
     (parent,) = parents(client)
     assert parent.info.status == "RUNNING"
+
+
+def test_signals_are_as_before_after_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches handlers that are left behind, and a stage that `nohup` no longer protects."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_stage()
+        with signals_raised():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+LOST = """
+import os, sys
+from pathlib import Path
+from scorevae.config import load_config
+from scorevae.runtime.tracking import track
+with track("train_prior", load_config(Path(sys.argv[1]))) as tracker:
+    tracker.record("prior", 1, {"loss": 1.0, "timestamp": 1})
+    tracker._worker.put(lambda session: os.kill(os.getpid(), 9))
+    tracker._worker.join()
+"""
+
+
+def test_killed_without_a_word_is_marked_by_the_next(client: MlflowClient, dvc_root: Path) -> None:
+    """Catches runs that are shown as running for ever after SIGKILL, and living ones ended."""
+    params = write_params(dvc_root / "params.yaml", tiny_params(beta=0.5))
+    subprocess.run([sys.executable, "-c", LOST, str(params)], check=False)
+    assert child(client, "train_prior").info.status == "RUNNING"
+    with track("download", tiny_config()) as tracker:
+        tracker._worker.put(lambda session: run_stage("evaluate", beta=0.3))
+    assert child(client, "train_prior").info.status == "KILLED"
+    states = {run.data.params["beta"]: run.info.status for run in parents(client)}
+    assert states == {"0.5": "KILLED", "0.01": "RUNNING", "0.3": "RUNNING"}
+    assert child(client, "download").info.status == "FINISHED"
 
 
 def test_experiment_name_names_the_parent(
@@ -151,7 +273,7 @@ def test_experiment_name_names_the_parent(
         monkeypatch.setenv("DVC_EXP_NAME", name)
         monkeypatch.setattr(runtime, "_git_commit", lambda commit=commit: 40 * commit)
         run_stage(beta=beta)
-    found = [(run.info.run_name, run.data.params["beta"]) for run in parents(client)]
+    found = [(run.data.tags[PARENT_TAG], run.data.params["beta"]) for run in parents(client)]
     assert found == [("grave-fate", "0.02"), ("calm-owl", "0.02"), ("grave-fate", "0.03")]
 
 
@@ -171,6 +293,29 @@ def test_all_lies_in_the_repository(
     assert len(parents(client)) == 1
     location = client.get_experiment_by_name(EXPERIMENT).artifact_location
     assert location == (dvc_root / "mlartifacts").as_uri()
+
+
+def test_artifacts_of_a_moved_folder(
+    dvc_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Catches lines in the guide that do not lead MLflow to the artifacts of a moved folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (dvc_root / "file").write_text("text")
+    with track("download", tiny_config()) as tracker:
+        tracker.artifact(dvc_root / "file")
+    moved = tmp_path_factory.mktemp("moved")
+    for name in ("mlflow.db", "mlartifacts"):
+        shutil.move(dvc_root / name, moved)
+    guide = (Path(__file__).parents[1] / "docs/tracking.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    lines = lines.replace("file:///former/folder", dvc_root.as_uri())
+    monkeypatch.chdir(moved)
+    exec(lines.replace("file:///new/folder", moved.as_uri()), {})
+    there = MlflowClient(tracking_uri=f"sqlite:///{moved / 'mlflow.db'}")
+    run = child(there, "download")
+    assert [file.path for file in there.list_artifacts(run.info.run_id)] == ["file"]
+    location = there.get_experiment_by_name(EXPERIMENT).artifact_location
+    assert location == (moved / "mlartifacts").as_uri()
 
 
 def test_dead_server_costs_a_warning(

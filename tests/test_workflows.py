@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from pipeline import ROOT, make_clone, stages_run
 from servers import free_port, mlflow_server
 
-from scorevae.runtime.runs import EXPERIMENT
+from scorevae.runtime.runs import EXPERIMENT, PARENT_TAG
 
 SCRIPTS = ROOT / ".github/scripts"
 TEXTS = {path.name: path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml")}
@@ -427,10 +427,10 @@ def check_records(client: MlflowClient) -> None:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-    assert parent.info.run_name == "run-17"
+    assert parent.data.tags[PARENT_TAG] == "run-17"
     assert parent.info.status == "FINISHED"
     assert parent.data.params["beta"] == "0.02"
-    assert "scorevae.l2" in parent.data.metrics
+    assert "scorevae/l2" in parent.data.metrics
     assert client.list_artifacts(parent.info.run_id, "figures")
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}

@@ -17,14 +17,18 @@ from scorevae.errors import UserError
 from scorevae.runtime.runs import (
     CURVE_TAG,
     PARENT_ID,
+    Data,
     Execution,
     Point,
     curve_points,
+    folder_of,
+    grouped,
     load_mlflow,
+    note_of,
     one_line,
+    read_data,
     server_errors,
 )
-from scorevae.runtime.tracking import FIGURES
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -51,18 +55,20 @@ class Headline(NamedTuple):
 
     numbers: dict[str, float]
     files: list[Path]
+    data: Data | None = None
 
 
 @click.command(help=__doc__)
 @click.option("--params", type=PATH, default=Path("params.yaml"), show_default=True)
 @click.option("--results", type=PATH, default=Path("results"), show_default=True)
+@click.option("--data", type=PATH, default=Path("data"), show_default=True)
 @click.option("--name", help=NAME_HELP)
 @click.option("--dry-run", is_flag=True, help="say what is missing, record nothing")
-def main(params: Path, results: Path, name: str | None, dry_run: bool) -> None:
+def main(params: Path, results: Path, data: Path, name: str | None, dry_run: bool) -> None:
     """Record in MLflow what is in the results and not there yet."""
     config = load_config(params)
     check_parameters(results, params)
-    curves, headline, absent = read_results(results, config)
+    curves, headline, absent = read_results(results, data / config.preset, config)
     for reason in absent:
         click.echo(f"left out: {reason}")
     if not curves and headline is None:
@@ -71,7 +77,7 @@ def main(params: Path, results: Path, name: str | None, dry_run: bool) -> None:
         )
     load_mlflow()
     execution = Execution(config, name)
-    with server_errors(execution), execution.lock():
+    with server_errors(execution.uri), execution.lock():
         completion = _Completion(execution, dry_run=dry_run)
         completion.run(curves, headline)
     for line in completion.lines:
@@ -89,7 +95,7 @@ class _Completion:
 
     def __init__(self, execution: Execution, *, dry_run: bool) -> None:
         self._execution, self._dry_run = execution, dry_run
-        self.name = execution.key  # of the parent
+        self.name = execution.title  # of the parent
         self.lines: list[str] = []
 
     def run(self, curves: list[Curve], headline: Headline | None) -> None:
@@ -144,7 +150,7 @@ class _Completion:
     def _parent(self, run: "Run | None") -> "Run | None":
         """A parent with all its parameters; for None a new one, but not in a dry run."""
         execution = self._execution
-        self.name = execution.key if run is None else str(run.info.run_name)
+        self.name = execution.title if run is None else str(run.info.run_name)
         lacking = execution.parameters.keys() - (run.data.params if run is not None else {})
         if lacking:
             self.lines.append(f"{len(lacking)} parameters")
@@ -182,16 +188,22 @@ class _Completion:
         files = [
             path
             for path in headline.files
-            if run is None or not execution.holds(run.info.run_id, path, FIGURES)
+            if run is None or not execution.holds(run.info.run_id, path, folder_of(path))
         ]
-        if run is not None and run.info.status == "FINISHED" and not numbers and not files:
+        data = headline.data
+        if data is not None and run is not None and execution.has_data(run, data):
+            data = None
+        done = run is not None and run.info.status == "FINISHED"
+        if done and not numbers and not files and data is None:
             return
         self.lines.append(f"headline: {len(numbers)} metrics and {len(files)} files")
         if run is None or self._dry_run:
             return
-        execution.headline(run.info.run_id, numbers)
+        execution.headline(run.info.run_id, numbers, note_of(headline.numbers))
         for path in files:
-            execution.upload(run.info.run_id, path, FIGURES)
+            execution.upload(run.info.run_id, path, folder_of(path))
+        if data is not None:
+            execution.data(run.info.run_id, data)
         execution.client.set_terminated(run.info.run_id, "FINISHED")
 
 
@@ -250,7 +262,9 @@ def _parameters(lock: Path, results: Path) -> list[tuple[str, object]]:
         raise UserError(f"{lock}: not what DVC writes ({error!r}); restore it") from None
 
 
-def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline | None, list[str]]:
+def read_results(
+    results: Path, data: Path, config: Config
+) -> tuple[list[Curve], Headline | None, list[str]]:
     """Everything under results/ that belongs into MLflow, and why some of it does not.
 
     Raises:
@@ -273,9 +287,14 @@ def read_results(results: Path, config: Config) -> tuple[list[Curve], Headline |
     if not metrics.exists():
         return curves, None, [*absent, f"{metrics}: no such file; evaluate writes it"]
     figures = sorted((results / "figures").glob("*.png"))
-    files = [*figures, metrics, results / "errors.csv"]
+    files = [*figures, metrics, results / "errors.csv", results / "report.html"]
     absent += [f"{path}: no such file; evaluate writes it" for path in files if not path.exists()]
-    headline = Headline(_read_metrics(metrics), [path for path in files if path.exists()])
+    numbers, there = grouped(_read_metrics(metrics)), [path for path in files if path.exists()]
+    try:
+        headline = Headline(numbers, there, read_data(data))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        headline = Headline(numbers, there)
+        absent.append(f"{data}: not what download writes ({one_line(error)}); run `dvc repro`")
     return curves, headline, absent
 
 

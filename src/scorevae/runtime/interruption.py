@@ -32,16 +32,46 @@ def _links_to_dvc() -> list[tuple[psutil.Process, int]]:
 _LINKS = _links_to_dvc()  # at import, which is early, so that a parent lost since is noticed
 
 
+def _ending() -> list[signal.Signals]:
+    """The signals that end a process, but for a hang-up where it is ignored, as by ``nohup``."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
+
+
+class Ended(SystemExit):
+    """The end of the process by a signal; no error, so that no analysis takes it for its own."""
+
+
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """Raise Ended where SIGTERM or SIGHUP would end the process without a last word."""
+
+    def stop(number: int, _: object) -> None:
+        name = signal.Signals(number).name
+        raise Ended(f"Error: stopped by {name}; the same command begins this stage again")
+
+    try:
+        before = {number: signal.signal(number, stop) for number in _ending()}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], str | None]]:
-    """Yield a function that tells why to stop, or None; SIGTERM and SIGINT no longer kill.
+    """Yield a function that tells why to stop, or None; SIGTERM, SIGHUP, SIGINT no longer kill.
 
     A stage that outlives its ``dvc`` would finish for nothing: the next ``dvc repro`` does not
     know of it, removes what it wrote and begins again. So it stops, saved, when its parent has
     gone; but only under DVC, since ``nohup`` and the like are meant to be left by their parents.
     """
     received: list[int] = []
-    handled = signal.SIGTERM, signal.SIGINT
+    handled = [signal.SIGINT, *_ending()]
 
     def reason() -> str | None:
         if received:

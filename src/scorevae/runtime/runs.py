@@ -1,9 +1,11 @@
 """MLflow's runs of one pipeline execution: found, created, completed."""
 
+import getpass
 import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import subprocess
 import time
@@ -13,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil
 from filelock import FileLock
 
 from scorevae.config import Config, flatten, resolved
@@ -29,6 +32,12 @@ PARENT_ID = "mlflow.parentRunId"  # MLflow's tag of a child
 CURVE_TAG = "scorevae.curve"  # of a stage's run: the time of its curve's first row
 MOST = 50_000  # runs that MLflow finds at once
 MOST_CHARACTERS = 6000  # of a parameter's value; MLflow cuts longer ones off without a word
+MOST_IN_DIGEST = 32  # characters of a data set's digest; MLflow allows 36
+NOTE_TAG = "mlflow.note.content"
+PROCESS_TAG = "scorevae.process"  # of a stage's run: who records it
+HEADLINE = ("l2", "psnr", "sharpness", "rate_nats", "class_agreement", "linear_probe")
+FIGURES = "figures"  # the parent's folder of what the headline shows, but for these at the root,
+AT_ROOT = ("report.html", "comparison.png")  # where MLflow's comparison of runs finds them
 LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
 
 
@@ -66,6 +75,78 @@ def curve_points(phase: str, step: int, numbers: Mapping[str, float]) -> list[Po
     ]
 
 
+class Data(NamedTuple):
+    """A prepared data set, as MLflow's pages name it."""
+
+    name: str
+    digest: str
+    source: str
+
+
+def read_data(folder: Path) -> Data:
+    """The data set in a folder that ``download`` wrote; its meta.json holds hashes of all arrays.
+
+    Raises:
+        OSError, ValueError: no such file, or not one of ``download``.
+    """
+    text = (folder / "meta.json").read_text(encoding="utf-8")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:MOST_IN_DIGEST]
+    return Data(folder.name, digest, str(json.loads(text)["source"]))
+
+
+def grouped(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Metrics ``system.name`` as ``system/name``, by which MLflow groups; the headline first."""
+    ranks = {name: rank for rank, name in enumerate(HEADLINE)}
+    split = sorted(numbers, key=lambda name: ranks.get(name.partition(".")[2], len(ranks)))
+    return {name.replace(".", "/", 1): numbers[name] for name in split}
+
+
+def note_of(numbers: Mapping[str, float]) -> str:
+    """The headline as a table in Markdown, from :func:`grouped` metrics: the run's description."""
+    pairs = [name.partition("/")[::2] for name in numbers]
+    systems = list(dict.fromkeys(system for system, name in pairs if name == HEADLINE[0]))
+    lines = [f"| metric | {' | '.join(systems)} |", f"|---{'|---' * len(systems)}|"]
+    for metric in HEADLINE:
+        values = [numbers.get(f"{system}/{metric}") for system in systems]
+        cells = ["–" if value is None else f"{value:#.4g}" for value in values]
+        lines.append(f"| `{metric}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "The whole run on one page: `report.html` among the artifacts."])
+
+
+def folder_of(path: Path) -> str | None:
+    """Where a file of the headline lies among the parent's artifacts."""
+    return None if path.name in AT_ROOT else FIGURES
+
+
+def this_process() -> str:
+    """What tells this process from any other, also when its number is given out again."""
+    return _named_process(psutil.Process())
+
+
+def _named_process(process: psutil.Process) -> str:
+    return f"{platform.node()}:{process.pid}:{process.create_time():.2f}"
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process of this machine has ended; of another machine nobody here can say."""
+    node, pid, _ = process.rsplit(":", 2)
+    if node != platform.node():
+        return False
+    try:
+        return _named_process(psutil.Process(int(pid))) != process
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        return "unknown"
+
+
 class Execution:
     """The runs of one pipeline execution in MLflow: a parent, and a child for each stage.
 
@@ -75,15 +156,16 @@ class Execution:
     """
 
     def __init__(self, config: Config, name: str | None = None) -> None:
-        self.root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
-        database = f"sqlite:///{self.root / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database
+        self.root = repository()
+        self.uri = tracking_uri()
         parameters = flatten(resolved(config))
         self.parameters = {name: _fitting(value) for name, value in parameters.items()}
         self.commit = _git_commit()
         digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
         self.name = name or os.environ.get("DVC_EXP_NAME")
         self.key = self.name or f"{self.commit[:10]}-{digest[:8]}"
+        self.title = f"{config.preset} β={config.beta:g} seed {config.seed}"
+        self.title += f" ({self.name})" if self.name else ""
 
     def lock(self) -> FileLock:
         """Hold it to find or create.
@@ -99,10 +181,6 @@ class Execution:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
-
-    def _database_is_absent(self) -> bool:
-        path = self.uri.removeprefix("sqlite:///").partition("?")[0]
-        return self.uri.startswith("sqlite:///") and not Path(path).exists()
 
     def find_parent(self, *, any_parameters: bool = False) -> "Run | None":
         """The newest run of this execution, if there is one.
@@ -126,9 +204,9 @@ class Execution:
 
     def _search(self, where: str) -> "list[Run]":
         """The runs for which a condition holds, the newest first; creates no database."""
-        if self._database_is_absent():
+        if database_is_absent(self.uri):
             return []
-        experiment = self._existing()
+        experiment = find_experiment(self.client)
         if experiment is None:
             return []
         return list(self.client.search_runs([experiment], where, max_results=MOST))
@@ -140,8 +218,18 @@ class Execution:
 
     def create_parent(self) -> "Run":
         """A new run for this execution, without its parameters."""
-        tags = {PARENT_TAG: self.key, "mlflow.source.git.commit": self.commit}
-        return self.client.create_run(self._experiment(), run_name=self.key, tags=tags)
+        source = "dvc exp run" if self.name else "dvc repro"
+        tags = {PARENT_TAG: self.key, **self._origin(source)}
+        return self.client.create_run(self._experiment(), run_name=self.title, tags=tags)
+
+    def _origin(self, source: str) -> dict[str, str]:
+        """The tags of which MLflow's pages make the columns source, user and version."""
+        return {
+            "mlflow.source.name": source,
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": self.commit,
+            "mlflow.user": _user(),
+        }
 
     def complete_parameters(self, parent: "Run") -> None:
         """Record the parameters that a parent lacks."""
@@ -164,7 +252,7 @@ class Execution:
         self, parent: str, stage: str, tags: dict[str, str], start: int | None = None
     ) -> str:
         """A new run of a stage, which began now or at ``start`` (milliseconds since 1970)."""
-        own = {PARENT_ID: parent, "mlflow.source.git.commit": self.commit, "stage": stage}
+        own = {PARENT_ID: parent, "stage": stage, **self._origin(f"stages/{stage}.py")}
         run = self.client.create_run(
             self._experiment(), start_time=start, run_name=stage, tags=own | tags
         )
@@ -184,10 +272,34 @@ class Execution:
             for metric in self.client.get_metric_history(run.info.run_id, name)
         ]
 
-    def headline(self, parent: str, numbers: dict[str, float]) -> None:
-        """Final metrics, which a comparison page shows beside the parameters."""
+    def headline(self, parent: str, numbers: Mapping[str, float], note: str) -> None:
+        """Final metrics, which a comparison page shows beside the parameters, and a note."""
         now = int(1000 * time.time())
         self.points(parent, [Point(name, float(value), now, 0) for name, value in numbers.items()])
+        self.client.set_tag(parent, NOTE_TAG, note)
+
+    def has_data(self, run: "Run", data: Data) -> bool:
+        """Whether a run says so already."""
+        return any(data.digest == known.dataset.digest for known in run.inputs.dataset_inputs)
+
+    def data(self, run: str, data: Data) -> None:
+        """Say on which data a run was made; saying it twice is saying it once."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        entity = Dataset(data.name, data.digest, "local", json.dumps({"uri": data.source}))
+        self.client.log_inputs(run, [DatasetInput(entity)])
+
+    def end_lost(self) -> None:
+        """Mark as KILLED the runs, and their parents, whose process on this machine is no more."""
+        lost = [
+            run
+            for run in self._search(
+                f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '%'"
+            )
+            if _is_gone(run.data.tags[PROCESS_TAG])
+        ]
+        for run in {run.data.tags[PARENT_ID] for run in lost} | {run.info.run_id for run in lost}:
+            self.client.set_terminated(run, "KILLED")
 
     def upload(self, run: str, path: Path, folder: str | None) -> None:
         """Copy a file or folder among the artifacts of a run."""
@@ -202,33 +314,50 @@ class Execution:
         sizes = {file.path: file.file_size for file in self.client.list_artifacts(run, folder)}
         return name in sizes and sizes[name] in (None, path.stat().st_size)
 
-    def _existing(self) -> str | None:
-        """The experiment's id, if it is there.
-
-        Raises:
-            UserError: it was deleted, and still has its name: MLflow then refuses every run.
-        """
-        existing = self.client.get_experiment_by_name(EXPERIMENT)
-        if existing is None:
-            return None
-        if existing.lifecycle_stage == "deleted":
-            command = f"mlflow experiments restore --experiment-id {existing.experiment_id}"
-            if not os.environ.get("MLFLOW_TRACKING_URI"):
-                command = f"MLFLOW_TRACKING_URI=sqlite:///mlflow.db {command}"
-            raise UserError(
-                f"MLflow's experiment {EXPERIMENT!r} was deleted; restore it, in the "
-                f"repository's folder, by `{command}`"
-            )
-        return str(existing.experiment_id)
-
     def _experiment(self) -> str:
-        existing = self._existing()
+        existing = find_experiment(self.client)
         if existing is not None:
             return existing
         # A server keeps artifacts where it was told to; a database alone needs to be told here,
         # and with an absolute path, else they land in a working copy that is deleted.
         own = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
         return str(self.client.create_experiment(EXPERIMENT, artifact_location=own))
+
+
+def repository() -> Path:
+    """The repository's folder, also from a copy of it in which DVC runs an experiment."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def tracking_uri() -> str:
+    """Where records go: as MLFLOW_TRACKING_URI says, else to a file in the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository() / 'mlflow.db'}"
+
+
+def database_is_absent(uri: str) -> bool:
+    """Whether it is a file that is not there; to connect would create it."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return uri.startswith("sqlite:///") and not Path(path).exists()
+
+
+def find_experiment(client: "MlflowClient") -> str | None:
+    """The experiment's id, if it is there.
+
+    Raises:
+        UserError: it was deleted, and still has its name: MLflow then refuses every run.
+    """
+    existing = client.get_experiment_by_name(EXPERIMENT)
+    if existing is None:
+        return None
+    if existing.lifecycle_stage == "deleted":
+        command = f"mlflow experiments restore --experiment-id {existing.experiment_id}"
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            command = f"MLFLOW_TRACKING_URI=sqlite:///mlflow.db {command}"
+        raise UserError(
+            f"MLflow's experiment {EXPERIMENT!r} was deleted; restore it, in the "
+            f"repository's folder, by `{command}`"
+        )
+    return str(existing.experiment_id)
 
 
 def load_mlflow() -> None:
@@ -242,7 +371,7 @@ def load_mlflow() -> None:
 
 
 @contextmanager
-def server_errors(execution: Execution) -> Iterator[None]:
+def server_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow and its stores raise into one line that names where they are.
 
     Raises:
@@ -255,7 +384,7 @@ def server_errors(execution: Execution) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
-            f"MLflow at {one_line(execution.uri)} does not take the records "
+            f"MLflow at {one_line(uri)} does not take the records "
             f"({one_line(error)}); start or free it, or set MLFLOW_TRACKING_URI, and sync again: "
             "what is recorded already is not recorded twice"
         ) from None
@@ -266,8 +395,13 @@ def one_line(what: object) -> str:
 
     A long one loses its middle: what was tried comes first, the cause of it often last.
     """
-    text = re.sub(r"//[^/@\s]*@", "//***@", " ".join(str(what).split()))
+    text = without_password(" ".join(str(what).split()))
     return text if len(text) <= 240 else f"{text[:120]} … {text[-120:]}"
+
+
+def without_password(text: str) -> str:
+    """A text in which no URI tells its user and password."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _fitting(value: str) -> str:

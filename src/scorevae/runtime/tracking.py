@@ -19,7 +19,21 @@ from pathlib import Path
 
 from scorevae.config import Config
 from scorevae.runtime.files import sha256
-from scorevae.runtime.runs import CURVE_TAG, Execution, Point, curve_points, load_mlflow, one_line
+from scorevae.runtime.interruption import Ended, Interrupted, signals_raised
+from scorevae.runtime.runs import (
+    CURVE_TAG,
+    PROCESS_TAG,
+    Execution,
+    Point,
+    curve_points,
+    folder_of,
+    grouped,
+    load_mlflow,
+    note_of,
+    one_line,
+    read_data,
+    this_process,
+)
 
 FLUSH_SECONDS = 30.0  # how long a finished stage waits for the last records to arrive
 
@@ -44,6 +58,10 @@ class Tracker:
         """Tag this stage's run with the SHA-256 of weights that it read or wrote."""
         self._worker.put(lambda s: s.tag(f"sha256.{role}.{path.stem}", sha256(path)))
 
+    def data(self, folder: Path) -> None:
+        """The data set in a folder of ``download``, as input of this stage and the execution."""
+        self._worker.put(lambda session: session.data(folder))
+
     def headline(self, numbers: dict[str, float], figures: list[Path]) -> None:
         """Final metrics and figures of the whole execution, on the parent run, which ends."""
         self._worker.put(lambda session: session.finish_parent(numbers, figures))
@@ -51,13 +69,20 @@ class Tracker:
 
 @contextmanager
 def track(stage: str, config: Config) -> Iterator[Tracker]:
-    """Track one stage: a child run that ends with the block, FAILED if the block raises."""
+    """Track one stage: a child run that ends with the block, FAILED if the block raises.
+
+    KILLED if it was stopped from outside: by a signal, or since its ``dvc`` is no more.
+    """
     worker = _Worker(stage, config)
     worker.start()
     status = "FAILED"
     try:
-        yield Tracker(worker)
+        with signals_raised():
+            yield Tracker(worker)
         status = "FINISHED"
+    except (Interrupted, Ended, KeyboardInterrupt):
+        status = "KILLED"
+        raise
     finally:
         worker.put(lambda session: session.end(status))
         worker.put(None)
@@ -103,11 +128,12 @@ class _Worker(threading.Thread):
         self.waiting_for = f"the lock {lock.lock_file}"
         with lock:
             self.waiting_for = one_line(execution.uri)
+            execution.end_lost()
             found = execution.find_parent() or execution.create_parent()
             execution.complete_parameters(found)
             parent = str(found.info.run_id)
             execution.client.set_terminated(parent, "RUNNING")
-        tags = {"python": platform.python_version()}
+        tags = {"python": platform.python_version(), PROCESS_TAG: this_process()}
         return _Session(execution, parent, execution.create_child(parent, self._stage, tags))
 
 
@@ -158,16 +184,19 @@ class _Session:
     def tag(self, name: str, value: str) -> None:
         self.execution.client.set_tag(self.child, name, value)
 
+    def data(self, folder: Path) -> None:
+        found = read_data(folder)
+        for run in (self.parent, self.child):
+            self.execution.data(run, found)
+
     def finish_parent(self, numbers: dict[str, float], figures: list[Path]) -> None:
-        self.execution.headline(self.parent, numbers)
+        named = grouped(numbers)
+        self.execution.headline(self.parent, named, note_of(named))
         for path in figures:
-            self.artifact(self.parent, path, FIGURES)
+            self.artifact(self.parent, path, folder_of(path))
         self.execution.client.set_terminated(self.parent, "FINISHED")
 
     def end(self, status: str) -> None:
         self.execution.client.set_terminated(self.child, status)
-        if status == "FAILED":
-            self.execution.client.set_terminated(self.parent, "FAILED")
-
-
-FIGURES = "figures"  # the parent's folder of what the headline shows
+        if status != "FINISHED":
+            self.execution.client.set_terminated(self.parent, status)
