@@ -32,8 +32,7 @@ check: $(INSTALLED)  ## lint, format, types; the workflows' schema and scripts
 	$(RUN) shellcheck .ci/run .github/scripts/*.sh
 
 ui: $(INSTALLED)  ## compare runs in the browser, on this machine only
-	$(RUN) mlflow ui --host 127.0.0.1 --port 5000 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	$(RUN) python -m scorevae.commands.ui
 
 docs: repro  ## the figures and tables of docs/results.md, about twenty minutes
 	$(RUN) python benchmarks/record.py
