@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from scorevae.runtime.interruption import stop_requests
+
 # The two processes that a stage is seen from. Under DVC the stage has DVC_STAGE, and DVC has not.
 STAGE = """
 import sys, time
@@ -60,3 +62,25 @@ def test_stage_without_dvc_outlives_its_parent() -> None:
         parent.kill()
         parent.wait()
         assert parent.stdout.read() == "None\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_asks_a_training_to_stop(number: signal.Signals) -> None:
+    """Catches a training that the closing of its terminal ends unsaved, where SIGTERM saves."""
+    before = signal.getsignal(number)
+    with stop_requests() as stopping:
+        assert stopping() is None
+        signal.raise_signal(number)
+        assert stopping() == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_protects_a_training() -> None:
+    """Catches a training that stops for a hang-up although it was told to ignore it."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stopping:
+            signal.raise_signal(signal.SIGHUP)
+            assert stopping() is None
+    finally:
+        signal.signal(signal.SIGHUP, former)
