@@ -15,6 +15,7 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `import stages.…`
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read by MLflow when it is imported
+os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"  # of the machine, for each stage
 
 
 TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a float, as for mypy

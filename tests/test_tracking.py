@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,25 @@ def test_a_stage_is_a_child_run(client: MlflowClient, dvc_root: Path) -> None:
     assert run.data.metrics == {"prior/loss": 0.25, "prior/test_loss": 0.75}
     stored = [f.path for f in client.list_artifacts(run.info.run_id)]
     assert stored == ["folder", "prior.csv"]
+
+
+def test_machine_is_recorded_where_it_is_wanted(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches runs that do not tell how full the machine was, and a curve made of it by sync."""
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with track("train_prior", tiny_config()) as tracker:
+        tracker.record(*POINT)
+        tracker._worker.put(lambda session: time.sleep(1))
+    run = child(client, "train_prior")
+    machine = {name for name in run.data.metrics if name.startswith("system/")}
+    assert "system/system_memory_usage_percentage" in machine
+    points = Execution(tiny_config()).history(run)
+    assert [point.metric for point in points] == ["prior/loss"]
+    ends = run.info.status, threading.active_count()
+    time.sleep(0.5)
+    assert (client.get_run(run.info.run_id).info.status, threading.active_count()) == ends
 
 
 def test_stages_share_their_parent(client: MlflowClient) -> None:
@@ -222,7 +242,7 @@ def test_failure_is_recorded(
     assert parent.info.status == "RUNNING"
 
 
-def test_signals_are_as_before_after_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_as_before_after_a_stage() -> None:
     """Catches handlers that are left behind, and a stage that `nohup` no longer protects."""
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ CURVE_TAG = "scorevae.curve"  # of a stage's run: the time of its curve's first 
 MOST = 50_000  # runs that MLflow finds at once
 MOST_CHARACTERS = 6000  # of a parameter's value; MLflow cuts longer ones off without a word
 MOST_IN_DIGEST = 32  # characters of a data set's digest; MLflow allows 36
+MACHINE = "system/"  # what MLflow puts before the metrics of the machine
 NOTE_TAG = "mlflow.note.content"
 PROCESS_TAG = "scorevae.process"  # of a stage's run: who records it
 HEADLINE = ("l2", "psnr", "sharpness", "rate_nats", "class_agreement", "linear_probe")
@@ -41,7 +42,7 @@ AT_ROOT = ("report.html", "comparison.png")  # where MLflow's comparison of runs
 LOCK_SECONDS = 120.0  # whoever creates the tables needs ten; longer is a process that is stuck
 
 
-# Read by MLflow at import. Its own defaults keep one call to a dead server for four minutes.
+# Read by MLflow. Its own defaults keep one call to a dead server for four minutes.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -49,6 +50,7 @@ PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",  # every ten seconds
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -264,11 +266,26 @@ class Execution:
 
         self.client.log_batch(run, metrics=[Metric(*point) for point in points])
 
+    def watch_machine(self, run: str) -> Callable[[], None]:
+        """Record processors, memory and GPUs in a run, until what this returns is called.
+
+        MLflow does it in a thread of its own, whose failures concern nobody.
+        """
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as WANTED
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if not WANTED.get():
+            return lambda: None
+        monitor = SystemMetricsMonitor(run, tracking_uri=self.uri)
+        monitor.start()
+        return monitor.finish
+
     def history(self, run: "Run") -> list[Point]:
-        """Every point of every metric of a run."""
+        """Every point of every metric of a run, but for those of the machine."""
         return [
             Point(metric.key, metric.value, metric.timestamp, metric.step)
             for name in run.data.metrics
+            if not name.startswith(MACHINE)
             for metric in self.client.get_metric_history(run.info.run_id, name)
         ]
 

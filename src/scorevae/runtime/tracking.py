@@ -112,8 +112,11 @@ class _Worker(threading.Thread):
         try:
             load_mlflow()
             session = self._open()
-            while (task := self._tasks.get()) is not None:
-                task(session)
+            try:
+                while (task := self._tasks.get()) is not None:
+                    task(session)
+            finally:
+                session.unwatch()
         except Exception as error:  # noqa: BLE001 (tracking must not end a training, whatever fails)
             self.give_up(one_line(error))
 
@@ -162,6 +165,7 @@ class _Session:
     def __init__(self, execution: "Execution", parent: str, child: str) -> None:
         self.execution, self.parent, self.child = execution, parent, child
         self._begun = self._artifacts_fail = False
+        self._unwatch = execution.watch_machine(child)
 
     def record(self, points: list[Point]) -> None:
         """The first row tells whose curve the run holds."""
@@ -196,7 +200,13 @@ class _Session:
             self.artifact(self.parent, path, folder_of(path))
         self.execution.client.set_terminated(self.parent, "FINISHED")
 
+    def unwatch(self) -> None:
+        """The machine is recorded until the stage ends, or its server does."""
+        unwatch, self._unwatch = self._unwatch, lambda: None
+        unwatch()
+
     def end(self, status: str) -> None:
+        self.unwatch()
         self.execution.client.set_terminated(self.child, status)
         if status != "FINISHED":
             self.execution.client.set_terminated(self.parent, status)
