@@ -5,6 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # this checkout's code
 
+from scorevae.runtime.environment import check_environment
+
+check_environment()
+
 import click
 
 from scorevae.autoencoders import decoding_of, systems_of, weight_files, write_decoding

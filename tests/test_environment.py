@@ -12,7 +12,7 @@ from scorevae.runtime.environment import check_environment
 REMEDY = "(`source .venv/bin/activate`) and type the command again, or run `make repro`"
 
 
-@pytest.mark.parametrize("stage", [CHECK, *(name for name in STAGES if name != "reconstruct")])
+@pytest.mark.parametrize("stage", [CHECK, *STAGES])
 def test_bare_python_is_told_what_to_do(stage: str) -> None:
     """Catches an import of a package above the check, which ends in a traceback."""
     command = [sys.executable, "-I", "-S", str(ROOT / f"stages/{stage}.py")]  # no site-packages

@@ -1,8 +1,9 @@
 """Self-describing weights: safetensors with the network's own settings as a header."""
 
 import json
+import math
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -50,22 +51,8 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
             holds weights of another kind or format.
     """
     (wanted,) = get_args(expected.model_fields["kind"].annotation)
-    remedy = f"give {wanted} weights written by ScoreVAE"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError:
-        why = "no such file; run the stage that writes it (dvc repro)"
-        raise UserError(f"{path}: {why}") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a safetensors file ({error}); {remedy}") from None
-    if "scorevae" not in metadata:
-        raise UserError(f"{path}: carries no ScoreVAE header; {remedy}")
-    try:
-        tree = json.loads(metadata["scorevae"])
-        found = tree["kind"], tree["format"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: its ScoreVAE header is damaged; {remedy}") from None
+    tree = _said(path, f"give {wanted} weights written by ScoreVAE")
+    found = tree["kind"], tree["format"]
     if found != (wanted, FORMAT):
         held = f"holds {found[0]} weights of format {found[1]}"
         raise UserError(f"{path}: {held}; give {wanted} weights of format {FORMAT}")
@@ -78,6 +65,26 @@ def read_header(path: Path, expected: type[AnyHeader]) -> AnyHeader:
             f"{DATA_RANGE} here, so train them again"
         )
     return header
+
+
+def _said(path: Path, remedy: str) -> dict[str, Any]:
+    """The header's tree, in which kind and format are sure to be."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        why = "no such file; run the stage that writes it (dvc repro)"
+        raise UserError(f"{path}: {why}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error}); {remedy}") from None
+    if "scorevae" not in metadata:
+        raise UserError(f"{path}: carries no ScoreVAE header; {remedy}")
+    try:
+        tree = json.loads(metadata["scorevae"])
+        tree["kind"], tree["format"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: its ScoreVAE header is damaged; {remedy}") from None
+    return tree
 
 
 def load_weights(path: Path, network: AnyNetwork) -> AnyNetwork:
@@ -105,3 +112,24 @@ def check_header(path: Path, header: Header, **expected: Section | int) -> None:
                 f"{path}: its {name} is ({found}), the parameters ask for ({wanted}); train it "
                 "again with these parameters or restore the ones it was trained with"
             )
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a weights file says of itself, with its number of parameters, as plain values.
+
+    Raises:
+        UserError: it is no weights file of ScoreVAE.
+    """
+    tree = _said(path, "give weights written by ScoreVAE")
+    with safe_open(path, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    return _short(tree) | {"parameters": sum(math.prod(shape) for shape in shapes)}
+
+
+def _short(value: Any, most: int = 20) -> Any:  # noqa: ANN401 (plain values)
+    """The same with long lists, such as a schedule, told by their length alone."""
+    if isinstance(value, dict):
+        return {name: _short(inner) for name, inner in value.items()}
+    if isinstance(value, list) and len(value) > most:
+        return f"{len(value)} values"
+    return value
