@@ -105,6 +105,8 @@ def test_resize_is_that_of_download(tmp_path: Path) -> None:
         tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
         for given in (tmp_path / "a.png", array, tensor, tensor / 255, [array]):
             assert torch.equal(to_images(given, image, resize=True), expected)
+    between = (torch.from_numpy(array.copy()).permute(2, 0, 1) - 0.4).clamp(min=0) / 255
+    assert torch.equal(to_images(between, image, resize=True), expected)  # rounded, not cut off
     same = to_images(BYTES, COLOUR, resize=True)
     assert torch.equal(same, to_images(BYTES, COLOUR))
     assert torch.equal(to_images(FLOATS, COLOUR, resize=True), FLOATS)  # not rounded to 8 bits
