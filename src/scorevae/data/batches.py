@@ -169,11 +169,11 @@ class _ReadAhead:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Leave SIGINT and SIGTERM to the parent, which saves its state and ends its workers.
+    """Leave SIGINT, SIGTERM and SIGHUP to the parent, which saves its state and ends its workers.
 
     Ctrl-C and job schedulers signal every process of a run; a worker that died of it would take
     the parent with it, unsaved.
     """
     del worker
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
