@@ -366,8 +366,10 @@ def test_systems_answer_to_the_same_verbs(folder: Path, name: str) -> None:
 
 def test_names_of_systems_stand_in_one_table() -> None:
     """Catches code beyond SYSTEMS that knows the model by its name."""
-    # MLflow's experiment and the header of weights files bear the project's name.
-    allowed = {"autoencoders.py", "runtime/runs.py", "networks/weights.py"}
+    # MLflow's experiment, the header of weights and the command bear the project's name.
+    allowed = {
+        "autoencoders.py", "runtime/runs.py", "networks/weights.py", "commands/main.py",
+    }  # fmt: skip
     tell = {p for p in PACKAGE.rglob("*.py") if f'"{MODEL}"' in p.read_text(encoding="utf-8")}
     assert {p.relative_to(PACKAGE).as_posix() for p in tell} <= allowed
 

@@ -308,10 +308,10 @@ def test_sync_reads_the_curve_of_the_run(
 ) -> None:
     """Catches a curve that MLflow never gets, or one demanded of a run without variants."""
     results = shutil.copytree(switched_on / "results", tmp_path / "results")
-    path = results / "curves/variants.csv"
+    path, data = results / "curves/variants.csv", switched_on / "data/digits"
     head, *rows = path.read_text().splitlines(keepends=True)
     path.write_text(head + "".join(row for row in rows if row.startswith(tuple(BOTH[:kept]))))
-    curves, _, absent = read_results(results, tiny_config(variants=variants))
+    curves, _, absent = read_results(results, data, tiny_config(variants=variants))
     assert [line.removeprefix(f"{path}: ") for line in absent] == said
     found = {curve.stage: curve.points for curve in curves}
     assert ("train_variants" in found) is (bool(kept) and not said)
