@@ -153,7 +153,7 @@ def check_meaning(path: Path, content: str | bytes) -> None:
         assert "not valid YAML: line " in found
 
 
-@repeatable(250)
+@repeatable(120)
 @given(text=texts())
 def test_mutated_text(path: Path, text: str) -> None:
     """Catches a value that DVC tracks and the stages read differently, and foreign exceptions."""
@@ -168,7 +168,7 @@ def test_mutated_bytes(path: Path, start: int, data: bytes) -> None:
     check_meaning(path, raw[:start] + data + raw[start + len(data) :])
 
 
-@repeatable(150)
+@repeatable(80)
 @given(
     scalar=st.one_of(
         st.sampled_from([scrap for scrap in SCRAPS if scrap.strip() and "\n" not in scrap]),
@@ -208,7 +208,7 @@ def read(path: Path, tree: object) -> Config | str:
     return outcome(path, yaml.dump(tree, Dumper=Quoting, sort_keys=False))
 
 
-@repeatable(250)
+@repeatable(120)
 @given(key=st.sampled_from(LEAVES), new=VALUES)
 def test_replaced_value(path: Path, key: Key, new: object) -> None:
     """Catches a value taken for another one, one that changes a second key, and one not named."""
@@ -220,7 +220,7 @@ def test_replaced_value(path: Path, key: Key, new: object) -> None:
         assert LINE in found or str(key[-1]) in found
 
 
-@repeatable(100)
+@repeatable(50)
 @given(
     key=st.sampled_from(PLACES),
     name=st.one_of(st.none(), st.text(max_size=5), st.integers(), st.booleans(), st.floats()),

@@ -105,6 +105,7 @@ def test_a_refused_value_costs_no_output(clone: Clone, tmp_path: Path) -> None:
     assert stages_run(clone.run("dvc", "repro")) == []
 
 
+@pytest.mark.faults
 def test_going_back_to_a_preset_trains_nothing(clone: Clone, tmp_path: Path) -> None:
     """Catches outputs that DVC does not look up in its run cache (those marked persist)."""
     (tmp_path / "pictures").mkdir()
@@ -119,6 +120,7 @@ def test_going_back_to_a_preset_trains_nothing(clone: Clone, tmp_path: Path) -> 
     assert stages_run(back) == [CHECK]
 
 
+@pytest.mark.faults
 def test_checkout_elsewhere_reuses_the_cache(
     finished: Path, finished_clone: Clone, tmp_path: Path, empty_database: Path
 ) -> None:

@@ -35,7 +35,6 @@ TRAININGS["train_variants"] = ["corrector", "diffusion_decoder"]
 MODES = ("repro", "exp run", "exp run --temp")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ALWAYS = (
-    ("train_prior", "repro", "stage", signal.SIGKILL),
     ("train_vae_baseline", "exp run", "dvc", signal.SIGTERM),
     ("train_encoder", "exp run --temp", "stage", signal.SIGKILL),
 )

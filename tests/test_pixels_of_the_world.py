@@ -322,7 +322,7 @@ def test_every_kind_shows_its_pixels(name: str, image: ImageConfig) -> None:
     check(name, STEADY, image)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(name=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 2**32 - 1))
 def test_any_pixels_of_every_kind(name: str, seed: int) -> None:
     """Catches what a ramp does not show: values that share a byte, low bits, no opacity."""

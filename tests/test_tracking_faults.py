@@ -226,10 +226,14 @@ def lock_unwritable(folder: Path) -> Iterator[str]:
     [
         (refusing, "Connection refused"),
         (broken, "500 error"),
-        (hanging, "no answer|timed out"),
+        pytest.param(hanging, "no answer|timed out", marks=pytest.mark.faults),
         (database_locked, "database is locked|no answer within 8 s at the end from sqlite:"),
-        (lock_held, "no answer within 8 s at the end from the lock .*/.mlflow.lock"),
-        (lock_unwritable, "Is a directory"),
+        pytest.param(
+            lock_held,
+            "no answer within 8 s at the end from the lock .*/.mlflow.lock",
+            marks=pytest.mark.faults,
+        ),
+        pytest.param(lock_unwritable, "Is a directory", marks=pytest.mark.faults),
     ],
 )
 def test_stage_survives(home: Path, undisturbed: Ended, fault: Fault, reason: str) -> None:
