@@ -73,6 +73,7 @@ LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 CPUS = {"ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}
 
 
+@pytest.mark.faults
 def test_two_processes_share_one_state(workspace: Path) -> None:
     """Catches processes of one training that refuse each other, or that each write the result."""
     weights = workspace / "models/digits/vae.safetensors"

@@ -280,7 +280,10 @@ def artifacts_on_a_full_disk(folder: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(artifacts_below_a_file, "Not a directory"), (artifacts_on_a_full_disk, "No space left")],
+    [
+        (artifacts_below_a_file, "Not a directory"),
+        pytest.param(artifacts_on_a_full_disk, "No space left", marks=pytest.mark.faults),
+    ],
 )
 def test_numbers_arrive_without_artifacts(
     home: Path, undisturbed: Ended, fault: Fault, reason: str
@@ -334,7 +337,7 @@ def test_server_killed_in_mid_training(home: Path) -> None:
         check_completed(folder, uri, ended, total - before)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_synced_histories_are_those_of_the_live_run(home: Path, undisturbed: Ended) -> None:
     """Catches a synced run that a comparison page draws otherwise than the stage's own."""
     folder, other = home / "undisturbed", f"sqlite:///{home / 'other.db'}"
