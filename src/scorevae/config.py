@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -752,5 +752,5 @@ def read_tree(path: Path) -> object:
         reason = str(error.problem or error.context)
     except (ValueError, OverflowError) as error:  # an escape or a version that is no number
         line, reason = loader.line, str(error)
-    reason = " ".join(reason.split())[:200]
+    reason = in_a_line(reason)
     raise UserError(f"{path}: not valid YAML: line {line + 1}: {reason}; correct it there")

@@ -16,3 +16,8 @@ class Unavailable(Exception):
 
     No mistake: the rest goes on, and the report shows "–" with this reason.
     """
+
+
+def in_a_line(message: object, most: int = 200) -> str:
+    """What another library said, to be quoted: without line breaks, cut after ``most`` signs."""
+    return " ".join(str(message).split())[:most]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scorevae.autoencoders import SYSTEMS
 from scorevae.config import Config
-from scorevae.errors import Unavailable, UserError
+from scorevae.errors import Unavailable, UserError, in_a_line
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Found, Numbers, Part, Subject
@@ -151,7 +151,7 @@ def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis
 
 def why_null(error: Exception) -> str:
     """The message of an error, in a line; of one that was not foreseen its kind, too."""
-    text = " ".join(str(error).split())[:300]
+    text = in_a_line(error, 300)
     foreseen = isinstance(error, Unavailable | UserError)
     return text if foreseen else f"{type(error).__name__}: {text}"
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from scorevae.config import Section, parse
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.runtime.files import replacing
 
 FORMAT = 2
@@ -96,7 +96,7 @@ def load_weights(path: Path, network: AnyNetwork) -> AnyNetwork:
     try:
         network.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
+        first = in_a_line(error)
         raise UserError(
             f"{path}: the weights do not fit the header ({first}); write the file again"
         ) from None

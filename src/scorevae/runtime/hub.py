@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.runtime.runs import git
 
 CARD = "README.md"
@@ -83,7 +83,7 @@ def pushed(
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return in_a_line(error) or type(error).__name__
 
 
 def card(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 
 
 @contextmanager
@@ -23,6 +23,6 @@ def explaining_memory(remedy: str | Callable[[], str]) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and "can't allocate memory" not in str(error):  # says torch's CPU allocator
             raise
-        reason = " ".join(str(error).split())[:200] or "no memory left"
+        reason = in_a_line(error) or "no memory left"
         advice = remedy if isinstance(remedy, str) else remedy()
         raise UserError(f"out of memory ({reason}); {advice}") from None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from torch.hub import download_url_to_file, get_dir
 
-from scorevae.errors import Unavailable, UserError
+from scorevae.errors import Unavailable, UserError, in_a_line
 from scorevae.runtime.files import is_disk_full, lasting_folder, own_path, sha256
 
 
@@ -114,6 +114,6 @@ def attempt(what: str, wanted: str, download: Callable[[], object], key: str) ->
     except (OSError, RuntimeError, ValueError, DownloadError) as error:  # URLError is an OSError
         if is_disk_full(error):
             raise
-        reason = f"cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        reason = f"cannot be downloaded ({in_a_line(error)})"
         advice = f"put {wanted} into a folder and name the folder in {key}.root"
         raise UserError(f"{what}: {reason}; {advice}") from None

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from scorevae.config import read_tree
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.runtime.files import copy, lasting_folder, replacing, sha256
 from scorevae.runtime.interruption import Interrupted, stop_requests
 
@@ -110,7 +110,7 @@ class StateFile:
 
 def _short(error: Exception) -> str:
     """What an error says, on a part of a line."""
-    return " ".join(str(error).split())[:120]
+    return in_a_line(error, 120)
 
 
 class BatchFolder(NamedTuple):

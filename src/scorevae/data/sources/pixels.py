@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from scorevae.config import ImageConfig
+from scorevae.errors import in_a_line
 
 # Larger pictures are refused before they are decoded: a few kilobytes of PNG can claim gigabytes.
 MAX_PIXELS = 2**26
@@ -156,7 +157,7 @@ def _reasons(data: bytes) -> Iterator[None]:
     except UnidentifiedImageError:
         raise BadImage(f"cannot be decoded ({_name(data)})") from None
     except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged files)
-        raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:120]})") from None
+        raise BadImage(f"cannot be decoded ({in_a_line(error, 120)})") from None
 
 
 def _upright_in_eight_bits(opened: Image.Image, channels: int | None) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn, Self
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from scorevae.data.sources.pixels import SUFFIXES, BadImage
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.runtime.files import is_disk_full
 
 MAX_FILE_BYTES = 2**28  # of one image file; a larger member is a bomb or no image
@@ -123,7 +123,7 @@ def _archived(
         except DAMAGE as error:
             if is_disk_full(error):
                 raise
-            reason = f"damaged or incomplete archive ({' '.join(str(error).split())[:200]})"
+            reason = f"damaged or incomplete archive ({in_a_line(error)})"
             raise UserError(f"{path}: {reason}; fetch it again") from None
         for file in _files(folder):
             # where a tool for Windows packed it, \ stands between folders

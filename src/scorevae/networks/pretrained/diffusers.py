@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scorevae.config import DataRange, DiffusersPriorConfig, ImageConfig
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.networks.pretrained.adapter import DiffusersUNet, ForeignNetwork, Prediction
 from scorevae.networks.pretrained.noise import ContinuousNoise, IndexedNoise, Noise
 from scorevae.networks.pretrained.read import KEY, Read, check_channels, checked
@@ -108,7 +108,7 @@ def _fetched(settings: DiffusersPriorConfig) -> Path:
             "the one that you mean, or a folder that you have in path"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:  # no network is an OSError
-        reason = " ".join(str(error).split())[:200]
+        reason = in_a_line(error)
         raise UserError(
             f"{KEY}.path: {settings.path} cannot be fetched ({reason}); where there is a network, "
             f"run: hf download {settings.path} --revision {settings.revision} --local-dir FOLDER, "
@@ -255,7 +255,7 @@ def _weights(weights: Path) -> dict[str, Tensor]:
             low_cpu_mem_usage=False,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_a_line(error)
         raise UserError(
             f"{weights}: its weights cannot be read ({reason}); bring them again"
         ) from None

@@ -27,7 +27,7 @@ from scorevae.config import (
     Share,
     parse,
 )
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.networks.pretrained.adapter import SIGMA_DATA, ForeignNetwork, Prediction
 from scorevae.networks.pretrained.edm_pickle import Recorded, unpickled
 from scorevae.networks.pretrained.noise import ContinuousNoise, Noise, SigmaNoise
@@ -192,7 +192,7 @@ def _check(path: Path, header: EDMHeader, weights: dict[str, Tensor]) -> None:
         with torch.device("meta"):
             network = header.network.config().build()
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:100]
+        why = in_a_line(error, 100)
         raise UserError(f"{path}: its network cannot be built ({why}); {REMEDY}") from None
     check_weights(path, network, weights)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 
 
 class Recorded:
@@ -127,5 +127,5 @@ def unpickled(path: Path) -> object:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the path of an EDM pickle") from None
     except DAMAGE as error:
-        why = " ".join(str(error).split())[:100]
+        why = in_a_line(error, 100)
         raise UserError(f"{path}: truncated, or no pickle ({why}); bring it again") from None

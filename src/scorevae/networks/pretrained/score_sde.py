@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scorevae.config import ImageConfig, ScoreSDEPriorConfig, parse
-from scorevae.errors import UserError
+from scorevae.errors import UserError, in_a_line
 from scorevae.networks.pretrained.adapter import ForeignNetwork
 from scorevae.networks.pretrained.noise import ContinuousNoise
 from scorevae.networks.pretrained.read import KEY, Read, load_checkpoint, locate
@@ -101,7 +101,7 @@ def _built(network: SongUNetConfig) -> nn.Module:
     try:
         return network.build()
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:100]
+        why = in_a_line(error, 100)
         raise UserError(f"{KEY}.network.nf: got {network.channels}; {why}; correct it") from None
 
 
