@@ -17,21 +17,22 @@ def compute(subject: Subject) -> Found:
     """A row for each role; two rows of one SHA-256 are one prior."""
     trained = subject.models / PRIOR
     decodes = decoding_prior(subject.models, subject.config.reconstruct.prior)
-    swapped = sha256(trained) != sha256(decodes)
-    rows = [_row("trained the encoder", trained), _row("decodes", decodes)]
+    digests = {path: sha256(path) for path in (trained, decodes)}
+    swapped = digests[trained] != digests[decodes]
+    roles = {"trained the encoder": trained, "decodes": decodes}
+    rows = [_row(role, path, digests[path]) for role, path in roles.items()]
     columns = ["Prior that", "Origin", "SHA-256 of the file", "Largest log-SNR", "Smallest"]
     notes = [f"{TITLE} decodes with a prior that its encoder was not trained with."]
     return Found(page=[Table("Priors", columns, rows)], notes=notes if swapped else [])
 
 
-def _row(role: str, path: Path) -> list[Cell]:
+def _row(role: str, path: Path, digest: str) -> list[Cell]:
     header = read_header(path, PriorHeader)
     largest, smallest = log_snr_range(build_sde(header.sde))
-    digest = sha256(path)[:12]
     return [
         Label(role),
         Label(header.origin),
-        Label(digest),
+        Label(digest[:12]),
         Number(largest, 2),
         Number(smallest, 2),
     ]

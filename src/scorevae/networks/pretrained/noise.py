@@ -7,6 +7,7 @@ the range that the network was trained on, and all that it may be asked about.
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -43,9 +44,20 @@ class IndexedNoise(Section):
         """λ of the first index and of the last."""
         return self.log_snr[0], self.log_snr[-1]
 
+    @cached_property
+    def tables(self) -> dict[torch.device, Tensor]:
+        """λ in rising order, by device: a network asks at every evaluation."""
+        return {}
+
+    def _rising(self, device: torch.device) -> Tensor:
+        if device not in self.tables:
+            table = torch.tensor(self.log_snr[::-1], dtype=torch.float64, device=device)
+            self.tables[device] = table
+        return self.tables[device]
+
     def at(self, log_snr: Times) -> Native:
         """α'² = sigmoid(λ), σ'² = sigmoid(−λ), and the fractional index."""
-        rising = torch.tensor(self.log_snr[::-1], dtype=torch.float64, device=log_snr.device)
+        rising = self._rising(log_snr.device)
         right = torch.searchsorted(rising, log_snr.contiguous()).clamp(1, len(rising) - 1)
         low, high = rising[right - 1], rising[right]
         index = len(rising) - right - (log_snr - low) / (high - low)
