@@ -7,6 +7,7 @@ eval "$(_SCOREVAE_COMPLETE=bash_source scorevae)"
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,13 @@ IMAGES = click.argument("images", nargs=-1, required=True, type=PATH)
 
 
 def with_model(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every command that loads a model."""
+    """The options of every command that loads a model, which is its first argument."""
+
+    @wraps(command)
+    def loading(model: Path | None, device: str | None, batch: int, **others: Any) -> None:  # noqa: ANN401
+        command(load(model, device, batch), **others)
+
+    loaded: Callable[..., None] = loading
     options = [
         click.option("--model", type=PATH, help="folder of weights; default: models/<preset>"),
         click.option("--device", help="cpu, cuda, cuda:1; default: cuda where there is one"),
@@ -36,8 +43,8 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--json", "as_json", is_flag=True, help="print what was done as JSON"),
     ]
     for option in reversed(options):
-        command = option(command)
-    return command
+        loaded = option(loaded)
+    return loaded
 
 
 RESIZE = click.option("--resize", is_flag=True, help="crop, shrink and convert as download does")
@@ -73,36 +80,41 @@ def say(as_json: bool, **facts: Any) -> None:  # noqa: ANN401 (plain values)
         click.echo("\n".join(f"{name}: {value}" for name, value in facts.items()))
 
 
+def known_ending(context: click.Context, parameter: click.Parameter, out: Path) -> Path:
+    """The file of codes, refused before a model is loaded if nothing writes such files."""
+    del context, parameter
+    if out.suffix.lower() not in WRITERS:
+        raise UserError(f"--out: {out} ends in none of {', '.join(WRITERS)}; choose one of them")
+    return out
+
+
 @main.command()
 @IMAGES
-@click.option("--out", type=PATH, required=True, help="latents.npz, .csv or .parquet")
+@click.option(
+    "--out", type=PATH, required=True, callback=known_ending, help="latents.npz, .csv or .parquet"
+)
 @RESIZE
 @with_model
 def encode(
-    images: tuple[Path, ...],
-    out: Path,
-    resize: bool,
-    model: Path | None,
-    device: str | None,
-    batch: int,
-    as_json: bool,
+    model: "ScoreVAE", images: tuple[Path, ...], out: Path, resize: bool, as_json: bool
 ) -> None:
     """Write the code of each of IMAGES, mean and log-variance of q(z|x), beside its name."""
     import numpy as np
 
     from scorevae.runtime.files import replacing
 
-    if (suffix := out.suffix.lower()) not in WRITERS:
-        raise UserError(f"--out: {out} ends in none of {', '.join(WRITERS)}; choose one of them")
-    loaded, names, means, variances = load(model, device, batch), [], [], []
-    for some, pictures in batches(images, loaded, resize=resize):
-        posterior = loaded.encode(pictures)
+    names: list[str] = []
+    means, variances = [], []
+    for some, pictures in batches(images, model, resize=resize):
+        posterior = model.encode(pictures)
         names += some
         means.append(posterior.mean.numpy())
         variances.append(posterior.log_variance.numpy())
     with replacing(out) as temporary:
-        WRITERS[suffix](temporary, names, np.concatenate(means), np.concatenate(variances))
-    say(as_json, images=len(names), latents=loaded.latent, written=str(out))
+        WRITERS[out.suffix.lower()](
+            temporary, names, np.concatenate(means), np.concatenate(variances)
+        )
+    say(as_json, images=len(names), latents=model.latent, written=str(out))
 
 
 @main.command()
@@ -113,20 +125,18 @@ def encode(
 @SEED
 @with_model
 def reconstruct(
+    model: "ScoreVAE",
     images: tuple[Path, ...],
     out: Path,
     guidance: float | None,
     resize: bool,
     seed: int,
-    model: Path | None,
-    device: str | None,
-    batch: int,
     as_json: bool,
 ) -> None:
     """Write what the code of each of IMAGES is decoded to."""
-    loaded, count, total = load(model, device, batch), 0, 0.0
-    for some, pictures in batches(images, loaded, resize=resize):
-        found = loaded.reconstruct(pictures, guidance=guidance, seed=seed)
+    count, total = 0, 0.0
+    for some, pictures in batches(images, model, resize=resize):
+        found = model.reconstruct(pictures, guidance=guidance, seed=seed)
         total += (found - pictures).flatten(1).norm(dim=1).sum().item()
         names = [f"{count + i:05d}_{Path(name).stem}" for i, name in enumerate(some)]
         save_pictures(out, names, found)
@@ -141,18 +151,10 @@ def reconstruct(
 @SEED
 @with_model
 def sample(
-    count: int,
-    prior: bool,
-    out: Path,
-    seed: int,
-    model: Path | None,
-    device: str | None,
-    batch: int,
-    as_json: bool,
+    model: "ScoreVAE", count: int, prior: bool, out: Path, seed: int, as_json: bool
 ) -> None:
     """Write images drawn from z ~ N(0, I), or from the prior."""
-    loaded = load(model, device, batch)
-    drawn = loaded.sample_prior(count, seed=seed) if prior else loaded.sample(count, seed=seed)
+    drawn = model.sample_prior(count, seed=seed) if prior else model.sample(count, seed=seed)
     save_pictures(out, [f"{i:05d}" for i in range(count)], drawn)
     say(as_json, images=count, written=str(out))
 
@@ -166,20 +168,17 @@ def sample(
 @SEED
 @with_model
 def interpolate(
+    model: "ScoreVAE",
     first: Path,
     second: Path,
     steps: int,
     out: Path,
     resize: bool,
     seed: int,
-    model: Path | None,
-    device: str | None,
-    batch: int,
     as_json: bool,
 ) -> None:
     """Write images along the line between the codes of FIRST and SECOND."""
-    loaded = load(model, device, batch)
-    between = loaded.interpolate(first, second, steps, resize=resize, seed=seed)[0]
+    between = model.interpolate(first, second, steps, resize=resize, seed=seed)[0]
     save_pictures(out, [f"{i:05d}" for i in range(steps)], between)
     say(as_json, images=steps, written=str(out))
 
