@@ -32,6 +32,7 @@ from scorevae.runtime.runs import (
     note_of,
     one_line,
     read_data,
+    repository,
     this_process,
 )
 
@@ -149,7 +150,7 @@ def _warn(what: str, reason: str) -> None:
     if name := os.environ.get("DVC_EXP_NAME"):
         name = shlex.quote(name)
         command += f" --name {name}"
-        if Path(os.environ.get("DVC_ROOT") or ".").resolve() != Path.cwd():
+        if repository() != Path.cwd():
             command = f"dvc exp apply {name} && {command}"
     print(
         f"warning: MLflow {what} stopped ({reason}); results/ holds every number, and when that "
