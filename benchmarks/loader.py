@@ -25,7 +25,7 @@ from scorevae.data.sources.writer import DatasetWriter
 from scorevae.networks.prior import PriorUNet
 from scorevae.objectives import PriorObjective
 from scorevae.sde import build_sde
-from scorevae.training.loop import LossModule
+from scorevae.training.step import LossModule
 
 CHUNK = 1000
 

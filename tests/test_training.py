@@ -17,14 +17,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scorevae.config import TrainingConfig
 from scorevae.data import batches as data
 from scorevae.errors import UserError
 from scorevae.randomness import global_seed
 from scorevae.runtime.interruption import Interrupted
-from scorevae.training import loop as training
-from scorevae.training.loop import average, fit, learning_rate, save_interval
+from scorevae.training import step as training
+from scorevae.training.loop import fit, save_interval
+from scorevae.training.step import Average, learning_rate
 
 STEPS = 7
 Rows = list[tuple[int, dict[str, float]]]
@@ -286,11 +288,11 @@ def test_average_is_its_closed_form() -> None:
     """
     values = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     module = nn.Linear(1, 1, bias=False).double()
-    averaged = average(module, 0.3)
+    averaged, good = Average(module, 0.3), torch.zeros(())
     expected = values[0]
     for n, value in enumerate(values):
         nn.init.constant_(module.weight, value.item())
-        averaged.update_parameters(module)
+        averaged.update(good)
         if n > 0:
             decay = min(0.3, (1 + n) / (10 + n))
             expected = decay * expected + (1 - decay) * value
@@ -400,6 +402,53 @@ def test_infinite_loss_with_a_finite_gradient_is_a_bad_step(accelerator: Acceler
 
     result = Run(accelerator, objective=objective).go()
     assert_same(result.state_dict(), network().state_dict())
+
+
+def test_bad_steps_are_noticed_at_the_next_record(accelerator: Accelerator) -> None:
+    """Catches a message of another step than the one that reached the limit, or of its values."""
+    limit = training.MAX_SKIPPED
+    changes = {"steps": 100, "schedule": "constant", "log_every": limit + 5}
+    run = Run(accelerator, changes=changes, objective=failing(2, 2 + limit))
+    with pytest.raises(UserError, match=rf"step {2 + limit - 1}: .* \(loss nan, size \d"):
+        run.go()
+    assert run.rows == [(s, row) for s, row in run.rows if s <= limit + 5]
+
+
+class Reads(TorchDispatchMode):
+    """Notes when a number was read from a tensor, for which the host waits for a device."""
+
+    WAITING = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.step = -1
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if function.overloadpacket.__name__ in self.WAITING:
+            self.steps.append(self.step)
+        return function(*args, **kwargs or {})
+
+
+def test_no_step_waits_for_the_device(accelerator: Accelerator) -> None:
+    """Catches an ``item()`` or an ``if`` on a tensor in a step, for which a GPU would stand still.
+
+    On a CPU nothing waits; that a number is read from a tensor shows there as well.
+    """
+    reads = Reads()
+
+    def watched(step: int) -> Tensor:
+        reads.step = step
+        return batches(step)
+
+    changes = {"steps": 6, "log_every": 3, "validate_every": 6}
+    run = Run(accelerator, changes=changes, batches=watched)
+    with reads:
+        run.go()
+    assert set(reads.steps) <= {2, 5}
+    assert 2 in reads.steps
 
 
 @pytest.mark.parametrize("text", ["soon", "nan", "-1", ""])

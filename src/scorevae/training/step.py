@@ -1,0 +1,167 @@
+"""One step of a training, all of it on the device: loss, gradient, descent, average."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from scorevae.config import TrainingConfig
+from scorevae.errors import UserError
+
+Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
+
+MAX_SKIPPED = 20
+
+
+class LossModule(nn.Module):
+    """Module and objective in one ``forward``, so that DDP sees the whole loss."""
+
+    def __init__(self, module: nn.Module, objective: Objective, *, bf16: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.objective = objective
+        self.bf16 = bf16
+
+    def forward(self, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Mean of every loss over the batch; ``loss`` is the one to minimise."""
+        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = self.objective(self.module, x_0, generator)
+        return {name: values.float().mean() for name, values in losses.items()}
+
+
+def learning_rate(settings: TrainingConfig, step: int) -> float:
+    """Linear warm-up over ``warmup`` steps, then constant or half a cosine down to zero."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.5 * settings.learning_rate * (1 + math.cos(math.pi * done))
+
+
+class Average(nn.Module):
+    """Exponential moving average with decay min(ema, (1 + n)/(10 + n)) at its n-th update.
+
+    The growing decay forgets the initial weights, which a constant one would keep for 1/(1 − ema)
+    steps. The 0-th update takes the weights as they are. Everything happens on the device, so
+    that nobody waits for n.
+    """
+
+    n: Tensor
+
+    def __init__(self, module: nn.Module, ema: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module)
+        self.ema = ema
+        # Once, for a walk through a U-Net takes a millisecond.
+        self._weights = _lists(self.module.parameters(), module.parameters())
+        self._fixed = _lists(self.module.buffers(), module.buffers())
+        device = self._weights[0][0].device
+        self.register_buffer("n", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def update(self, bad: Tensor) -> None:
+        """Take the module's weights in; not where ``bad``, of shape (), is 1."""
+        averages, weights = self._weights
+        n = self.n.to(torch.float32 if self.n.device.type == "mps" else torch.float64)
+        share = 1 - ((1 + n) / (10 + n)).clamp(max=self.ema)
+        share = (share.masked_fill(self.n == 0, 1.0) * (1 - bad)).to(averages[0].dtype)
+        if share.device.type == "cpu":
+            shares: list[Any] = [share] * len(averages)  # which may be tensors
+            torch._foreach_lerp_(averages, weights, shares)
+        else:  # lerp has no kernel for many tensors and a share on the device
+            ways: Any = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(ways, share)
+            torch._foreach_add_(averages, ways)
+        for ours, theirs in zip(*self._fixed, strict=True):
+            ours.copy_(theirs)
+        self.n += (1 - bad).to(torch.int64)
+
+
+def _lists(*tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    return [list(some) for some in tensors]
+
+
+class BadSteps:
+    """The steps whose loss or gradient is not finite, counted on the device.
+
+    A bad step is one that leaves no trace in weights, moments and average. That needs no look at
+    the device; :meth:`check` does look.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._row = torch.zeros((), dtype=torch.int64, device=device)
+        self._step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._values: Tensor | None = None
+
+    def add(self, step: int, loss: Tensor, norm: Tensor, values: Tensor) -> Tensor:
+        """1.0 where the step is bad, 0.0 where it is good, of shape ()."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        self._row = (self._row + 1) * bad
+        reached = (self._row == MAX_SKIPPED) & (self._step < 0)
+        self._step.masked_fill_(reached, step)
+        before = values if self._values is None else self._values
+        self._values = torch.where(reached, values, before)
+        return bad.to(torch.float32)
+
+    def check(self, name: str, terms: Sequence[str], settings: TrainingConfig) -> None:
+        """Raise UserError if MAX_SKIPPED of them came in a row."""
+        if (step := int(self._step.item())) < 0 or self._values is None:
+            return
+        told = zip(terms, self._values.tolist(), strict=True)
+        listed = ", ".join(f"{term} {value:.4g}" for term, value in told)
+        raise UserError(
+            f"{name}: step {step}: loss or gradient were not finite in {MAX_SKIPPED} steps in a "
+            f"row ({listed}, learning rate {learning_rate(settings, step):.3g}); lower "
+            "learning_rate, raise warmup, lower clip, or set precision to float32. The last good "
+            "state is kept"
+        )
+
+
+class Stepper:
+    """One step after the other, without a look at the device, which the host runs ahead of."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        settings: TrainingConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self.optimizer = torch.optim.Adam(
+            module.parameters(), lr=settings.learning_rate, fused=True
+        )
+        self.averaged = Average(module, settings.ema)
+        self.bad = BadSteps(accelerator.device)
+        self.terms: list[str] = []  # what a step's values are
+        self._parameters = list(module.parameters())
+        self._clip = settings.clip
+        self._accelerator = accelerator
+        loss_module = LossModule(module, objective, bf16=settings.precision == "bf16")
+        self._prepared = accelerator.prepare(loss_module)
+
+    def __call__(self, step: int, x_0: Tensor, generator: torch.Generator, rate: float) -> Tensor:
+        """Change the weights; the means of all losses, and the gradient's norm, as one tensor."""
+        losses = self._prepared(x_0, generator)
+        self.optimizer.zero_grad()
+        self._accelerator.backward(losses["loss"])
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self.terms = [*losses, "gradient_norm"]
+        values = torch.stack([*(value.detach() for value in losses.values()), norm])
+        # of all processes, so that they skip together
+        values = self._accelerator.reduce(values, "mean")
+        bad = self.bad.add(step, values[self.terms.index("loss")], values[-1], values)
+        self._descend(rate, bad)
+        return values
+
+    def _descend(self, rate: float, bad: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Fused Adam reads it, as a GradScaler sets it, and leaves everything as it is.
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.averaged.update(bad)
