@@ -1,6 +1,7 @@
 """training: the loop resumes bit for bit, averages, clips, and survives bad steps."""
 
 import copy
+import inspect
 import math
 import multiprocessing
 import os
@@ -16,13 +17,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scorevae.config import TrainingConfig
 from scorevae.data import batches as data
 from scorevae.errors import UserError
 from scorevae.randomness import global_seed
+from scorevae.runtime import compiled
 from scorevae.runtime.interruption import Interrupted
 from scorevae.training import step as training
 from scorevae.training.loop import fit, save_interval
@@ -30,6 +34,25 @@ from scorevae.training.step import Average, learning_rate
 
 STEPS = 7
 Rows = list[tuple[int, dict[str, float]]]
+Loss = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
+
+
+class Drawing:
+    """An objective that is one function, which draws itself."""
+
+    def __init__(self, function: Loss) -> None:
+        self.function = function
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> torch.Generator:
+        return generator
+
+    def frozen(self, x: Tensor, draw: torch.Generator) -> None:
+        return None
+
+    def trained(
+        self, module: nn.Module, x: Tensor, draw: torch.Generator, frozen: None
+    ) -> dict[str, Tensor]:
+        return self.function(module, x, draw)
 
 
 class Memory:
@@ -80,6 +103,11 @@ def noisy_square(module: nn.Module, x: Tensor, generator: torch.Generator) -> di
     return {"loss": error, "size": error.detach().sqrt()}
 
 
+def plain_square(module: nn.Module, x: Tensor, generator: object) -> dict[str, Tensor]:
+    """The same without noise, as a compiler wants it: nothing is drawn but by dropout."""
+    return {"loss": (module(x)[:, 0] - x.sum(dim=1)) ** 2}
+
+
 class Run:
     """Everything observable of one call of fit."""
 
@@ -88,7 +116,7 @@ class Run:
         self.state = given.get("state") or Memory()
         self.rows: Rows = []
         self._arguments = {
-            "objective": given.get("objective", noisy_square),
+            "objective": Drawing(given.get("objective", noisy_square)),
             "batches": given.get("batches", batches),
             "settings": settings(**given.get("changes", {})),
             "seed": given.get("seed", 1),
@@ -116,7 +144,7 @@ def assert_same(first: object, second: object) -> None:
 def usual(
     before: Callable[..., object] = lambda call, module, x, generator: None,
     factor: Callable[[int], float] = lambda call: 1.0,
-) -> training.Objective:
+) -> Loss:
     """The usual objective: ``before`` sees what each call is given, ``factor`` scales its loss."""
     calls = count()
 
@@ -129,12 +157,12 @@ def usual(
     return objective
 
 
-def stopping_at(step: int, stop: Callable[[], None]) -> training.Objective:
+def stopping_at(step: int, stop: Callable[[], None]) -> Loss:
     """The usual objective, which calls ``stop`` at its ``step``-th evaluation."""
     return usual(before=lambda call, *given: stop() if call == step else None)
 
 
-def failing(from_: int, until: int) -> training.Objective:
+def failing(from_: int, until: int) -> Loss:
     """The usual objective with a gradient that is not a number from one evaluation to another."""
     return usual(factor=lambda call: math.nan if from_ <= call < until else 1.0)
 
@@ -515,6 +543,47 @@ def test_bf16(accelerator: Accelerator) -> None:
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in result.parameters()} == {torch.float32}
     assert all(math.isfinite(value) for _, row in run.rows for value in row.values())
+
+
+def refusing(*parts: str) -> Any:  # noqa: ANN401 (what torch takes for a compiler)
+    """A compiler that cannot do those parts of a step."""
+
+    def compiler(part: str) -> Callable[..., Any]:
+        def compile_graph(graph: Any, inputs: Any) -> object:  # noqa: ANN401
+            if part in parts:
+                raise RuntimeError(f"cannot compile the {part}")
+            return make_boxed_func(graph.forward)
+
+        return compile_graph
+
+    return aot_autograd(fw_compiler=compiler("loss"), bw_compiler=compiler("gradient"))
+
+
+@pytest.mark.parametrize("parts", [(), ("loss",), ("gradient",)])
+def test_compiler_that_fails_changes_no_bit(
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    parts: tuple[str, ...],
+) -> None:
+    """Catches a run that dies of it, a trace left by the attempt, and an attempt unannounced.
+
+    The gradient is compiled after the loss, when its error is out of the loss's reach.
+    """
+    expected = Run(accelerator, objective=plain_square).go().state_dict()
+    monkeypatch.setenv("SCOREVAE_COMPILE", "1")
+    monkeypatch.setattr(compiled, "BACKEND", refusing(*parts))
+    monkeypatch.setattr(compiled, "_told", set())
+    # No compiler reads through the checks of shapes.
+    monkeypatch.setattr(training.LossModule, "_means", inspect.unwrap(training.LossModule._means))
+    capsys.readouterr()
+    assert_same(Run(accelerator, objective=plain_square).go().state_dict(), expected)
+    beginning, *lines = capsys.readouterr().out.splitlines()
+    assert beginning == "test/run: compiling"
+    told = [line for line in lines if "uncompiled" in line]
+    assert all(
+        f"cannot compile the {part}" in line for part, line in zip(parts, told, strict=True)
+    )
 
 
 def test_no_steps_return_the_initial_weights(accelerator: Accelerator) -> None:

@@ -107,8 +107,9 @@ def fit(
         "averaged": averaged,
         "log": log,
     }
-    first = _restore(state, kept)
-    with stop_requests() as stopping, progress(name, first, settings.steps) as bar:
+    first, beginning = _restore(state, kept), "compiling" if stepper.compiled else ""
+    shown = progress(name, first, settings.steps, beginning=beginning)
+    with stop_requests() as stopping, shown as bar:
         saved_at = time.monotonic()
         for step in range(first, settings.steps):
             rank = accelerator.process_index

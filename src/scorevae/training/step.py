@@ -1,9 +1,12 @@
-"""One step of a training, all of it on the device: loss, gradient, descent, average."""
+"""One step of a training, all of it on the device: loss, gradient, descent, average.
+
+What can be compiled is: the frozen networks by themselves, and the loss of what is trained.
+"""
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -11,25 +14,67 @@ from torch import Tensor, nn
 
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
-
-Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
+from scorevae.runtime.compiled import Compiled, compiling
 
 MAX_SKIPPED = 20
+
+
+class Objective(Protocol):
+    """What is minimised, as :class:`scorevae.objectives.Objective` divides it."""
+
+    def draw(self, x_0: Tensor, generator: torch.Generator) -> Any:  # noqa: ANN401
+        """Everything random: tensors with a row for each image."""
+
+    def frozen(self, x_0: Tensor, draw: Any) -> Any:  # noqa: ANN401
+        """What needs no gradient."""
+
+    def trained(
+        self,
+        module: nn.Module,
+        x_0: Tensor,
+        draw: Any,  # noqa: ANN401
+        frozen: Any,  # noqa: ANN401
+    ) -> dict[str, Tensor]:
+        """Named losses of shape (batch,), a pure function of its arguments."""
+        ...
 
 
 class LossModule(nn.Module):
     """Module and objective in one ``forward``, so that DDP sees the whole loss."""
 
-    def __init__(self, module: nn.Module, objective: Objective, *, bf16: bool) -> None:
+    def __init__(
+        self, module: nn.Module, objective: Objective, *, bf16: bool, compiled: bool
+    ) -> None:
         super().__init__()
         self.module = module
         self.objective = objective
         self.bf16 = bf16
+        self._frozen, self._trained = objective.frozen, self._means
+        self._compiled: list[Compiled[Any, Any]] = []
+        if compiled:
+            frozen = Compiled(
+                objective.frozen, "frozen networks", whole=False
+            )  # others' may break
+            trained = Compiled(self._means, "loss")
+            self._frozen, self._trained = frozen, trained
+            self._compiled = [frozen, trained]
 
-    def forward(self, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    @property
+    def compiled(self) -> bool:
+        """Whether the loss of what is trained is compiled."""
+        return bool(self._compiled) and self._compiled[-1].active
+
+    def give_up(self, error: Exception) -> None:
+        """Compile the loss no more."""
+        self._compiled[-1].give_up(error)
+
+    def forward(self, x_0: Tensor, draw: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """Mean of every loss over the batch; ``loss`` is the one to minimise."""
         with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16):
-            losses = self.objective(self.module, x_0, generator)
+            return self._trained(x_0, draw, self._frozen(x_0, draw))
+
+    def _means(self, x_0: Tensor, draw: Any, frozen: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        losses = self.objective.trained(self.module, x_0, draw, frozen)
         return {name: values.float().mean() for name, values in losses.items()}
 
 
@@ -139,16 +184,29 @@ class Stepper:
         self.bad = BadSteps(accelerator.device)
         self.terms: list[str] = []  # what a step's values are
         self._parameters = list(module.parameters())
-        self._clip = settings.clip
+        self._objective, self._clip = objective, settings.clip
         self._accelerator = accelerator
-        loss_module = LossModule(module, objective, bf16=settings.precision == "bf16")
-        self._prepared = accelerator.prepare(loss_module)
+        self._loss = LossModule(
+            module, objective, bf16=settings.precision == "bf16", compiled=compiling(self._device)
+        )
+        self._prepared = accelerator.prepare(self._loss)
+        self._rehearsed = not self.compiled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the first step takes the time to compile."""
+        return self._loss.compiled
+
+    @property
+    def _device(self) -> torch.device:
+        return self._accelerator.device
 
     def __call__(self, step: int, x_0: Tensor, generator: torch.Generator, rate: float) -> Tensor:
         """Change the weights; the means of all losses, and the gradient's norm, as one tensor."""
-        losses = self._prepared(x_0, generator)
-        self.optimizer.zero_grad()
-        self._accelerator.backward(losses["loss"])
+        draw = self._objective.draw(x_0, generator)
+        if not self._rehearsed:
+            self._rehearse(x_0, draw)
+        losses = self._gradient(x_0, draw)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self.terms = [*losses, "gradient_norm"]
         values = torch.stack([*(value.detach() for value in losses.values()), norm])
@@ -157,6 +215,25 @@ class Stepper:
         bad = self.bad.add(step, values[self.terms.index("loss")], values[-1], values)
         self._descend(rate, bad)
         return values
+
+    def _gradient(self, x_0: Tensor, draw: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        losses: dict[str, Tensor] = self._prepared(x_0, draw)
+        self.optimizer.zero_grad()
+        self._accelerator.backward(losses["loss"])
+        return losses
+
+    def _rehearse(self, x_0: Tensor, draw: Any) -> None:  # noqa: ANN401
+        """Compile by a step that changes nothing: the gradient is compiled after the loss."""
+        self._rehearsed = True
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            try:
+                self._gradient(x_0, draw)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 (compilers raise anything)
+                self._loss.give_up(error)
+        self.optimizer.zero_grad()
 
     def _descend(self, rate: float, bad: Tensor) -> None:
         for group in self.optimizer.param_groups:
