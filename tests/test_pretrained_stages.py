@@ -12,7 +12,7 @@ from safetensors import safe_open
 from test_pretrained import HO, edit, write_pipeline
 from tiny import NO_PARTS, tiny_config, write_encoder, write_prior
 
-from scorevae.autoencoders import ScoreVAE, ScoreVAEPlus
+from scorevae.autoencoders.score_vae import ScoreVAE, ScoreVAEPlus
 from scorevae.commands.priors import main as priors
 from scorevae.errors import UserError
 from scorevae.networks.prior import load_prior
