@@ -50,7 +50,9 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
-PACKAGES = {"runtime", "networks", "data", "training", "evaluation", "commands"}
+PACKAGES = {
+    "runtime", "networks", "data", "training", "autoencoders", "evaluation", "commands",
+}  # fmt: skip
 
 
 def own_imports(module: str) -> set[str]:
