@@ -79,8 +79,9 @@ def accelerator() -> Iterator[Accelerator]:
 def settings(**changes: Any) -> TrainingConfig:  # noqa: ANN401 (any value)
     """A few steps of everything that the loop does."""
     values = {
-        "batch": 8, "steps": STEPS, "learning_rate": 0.05, "schedule": "cosine", "warmup": 2,
-        "clip": 1.0, "ema": 0.5, "precision": "float32", "log_every": 2, "validate_every": 3,
+        "batch": 8, "accumulate": 1, "steps": STEPS, "learning_rate": 0.05, "schedule": "cosine",
+        "warmup": 2, "clip": 1.0, "ema": 0.5, "precision": "float32", "log_every": 2,
+        "validate_every": 3,
     }  # fmt: skip
     return TrainingConfig(**values | changes)
 
@@ -115,7 +116,7 @@ class Run:
         self.module = given.get("module") or network()
         self.state = given.get("state") or Memory()
         self.rows: Rows = []
-        self._arguments = {
+        self.arguments = {
             "objective": Drawing(given.get("objective", noisy_square)),
             "batches": given.get("batches", batches),
             "settings": settings(**given.get("changes", {})),
@@ -128,7 +129,7 @@ class Run:
         }
 
     def go(self) -> nn.Module:
-        return fit(self.module, **self._arguments)
+        return fit(self.module, **self.arguments)
 
     def numbers(self) -> Rows:
         """What was recorded, but for the time it took."""
@@ -543,6 +544,66 @@ def test_bf16(accelerator: Accelerator) -> None:
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in result.parameters()} == {torch.float32}
     assert all(math.isfinite(value) for _, row in run.rows for value in row.values())
+
+
+class Regression:
+    """A noisy row to its sum; the loss uses rows of what was drawn for the whole batch."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Tensor] = []
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rank = torch.arange(len(x)) / len(x)  # strata: another part, another mean
+        self.drawn.append(torch.randn(x.shape, generator=generator, dtype=x.dtype))
+        return rank, {"noise": self.drawn[-1]}
+
+    def frozen(self, x: Tensor, draw: Any) -> Tensor:  # noqa: ANN401
+        return (x + draw[1]["noise"]).sum(dim=1)
+
+    def trained(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        draw: Any,
+        frozen: Tensor,  # noqa: ANN401
+    ) -> dict[str, Tensor]:
+        error = (module(x)[:, 0] - frozen - draw[0]) ** 2
+        return {"loss": error, "size": error.sqrt()}
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulated_gradient_is_that_of_the_batch(accelerator: Accelerator, parts: int) -> None:
+    """Catches a sum for a mean, other draws, a part left out, and a step after each part.
+
+    In float64, where only the order of sums of eight numbers differs.
+    """
+    results = []
+    for accumulate in (1, parts):
+        module, objective = network()[:2].append(nn.Linear(8, 1)).double(), Regression()
+        nn.init.constant_(module[2].weight, 0.1)
+        nn.init.zeros_(module[2].bias)
+        run = Run(
+            accelerator, module=module, changes={"accumulate": accumulate},
+            batches=lambda step: batches(step).double(),
+        )  # fmt: skip
+        run.arguments["objective"] = objective
+        results.append((run.go().state_dict(), run.numbers(), torch.stack(objective.drawn)))
+    for (whole, expected, noise), (weights, numbers, same) in [results]:
+        assert torch.equal(noise, same)
+        for name, value in whole.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-11, atol=1e-11)
+        for (step, row), (_, other) in zip(expected, numbers, strict=True):
+            # the losses are means in float32
+            assert row == pytest.approx(other, rel=1e-6), step
+
+
+def test_parts_that_do_not_divide_a_share_are_refused(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches rows that no part takes: with two processes a batch of 8 has shares of 4."""
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(UserError, match=r"accumulate: got 8, .* 2 processes in a batch of 8"):
+        Run(accelerator, changes={"accumulate": 8}).go()
 
 
 def refusing(*parts: str) -> Any:  # noqa: ANN401 (what torch takes for a compiler)

@@ -75,8 +75,9 @@ STATED: dict[str, Any] = {
     },
 }  # fmt: skip
 TRAINING = {
-    "batch": 16, "steps": 4, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 1,
-    "clip": 10.0, "ema": 0.99, "precision": "float32", "log_every": 2, "validate_every": 2,
+    "batch": 16, "accumulate": 1, "steps": 4, "learning_rate": 2e-3, "schedule": "cosine",
+    "warmup": 1, "clip": 10.0, "ema": 0.99, "precision": "float32", "log_every": 2,
+    "validate_every": 2,
 }  # fmt: skip
 PRESET: dict[str, Any] = {
     "data": {"root": None, "test_fraction": 0.2, "split": "auto", "split_seed": 0},

@@ -226,6 +226,7 @@ class TrainingConfig(Section):
     """One run of :func:`scorevae.training.loop.fit`."""
 
     batch: Count
+    accumulate: Count  # parts of a batch that are computed one after the other
     steps: CountOrZero
     learning_rate: Positive
     schedule: Literal["constant", "cosine"]
@@ -235,6 +236,15 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bf16"]
     log_every: Count
     validate_every: Count
+
+    @model_validator(mode="after")
+    def _in_equal_parts(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate: got {self.accumulate}, which does not divide batch ({self.batch}); "
+                "choose a divisor of it"
+            )
+        return self
 
 
 class ImageConfig(Section):

@@ -92,12 +92,14 @@ def fit(
     resuming, earlier ones once more, in order.
 
     Raises:
-        UserError: loss or gradient were not finite in MAX_SKIPPED steps in a row, which is noticed
+        UserError: ``accumulate`` does not divide a process's share of a batch; loss or gradient
+            were not finite in MAX_SKIPPED steps in a row, which is noticed
             at the next record at the latest, or the state cannot be saved; the last good state is
             kept.
         Interrupted: stopped from outside; the state is saved.
     """
     interval = save_interval()
+    _check_parts(settings, accelerator.num_processes)
     module.requires_grad_(True).train()
     stepper, log = Stepper(module, objective, settings, accelerator), _Log(record)
     averaged, bad = stepper.averaged, stepper.bad
@@ -140,6 +142,16 @@ def fit(
                     f"{settings.steps} is saved, and the same command goes on from there"
                 )
     return averaged.module.eval().requires_grad_(False)
+
+
+def _check_parts(settings: TrainingConfig, processes: int) -> None:
+    """Each process computes its share of a batch in equal parts."""
+    parts = settings.accumulate
+    if parts > 1 and settings.batch % (parts * processes):
+        raise UserError(
+            f"training.accumulate: got {parts}, which does not divide the share of each of "
+            f"{processes} processes in a batch of {settings.batch}; choose another, or 1"
+        )
 
 
 def _restore(state: State, kept: dict[str, Any]) -> int:

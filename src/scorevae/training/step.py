@@ -6,11 +6,13 @@ What can be compiled is: the frozen networks by themselves, and the loss of what
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
@@ -131,6 +133,11 @@ def _lists(*tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     return [list(some) for some in tensors]
 
 
+def _rows(tree: Any, rows: slice) -> Any:  # noqa: ANN401 (what an objective draws)
+    """Those rows of every tensor."""
+    return pytree.tree_map(lambda x: x[rows] if isinstance(x, Tensor) else x, tree)
+
+
 class BadSteps:
     """The steps whose loss or gradient is not finite, counted on the device.
 
@@ -185,6 +192,7 @@ class Stepper:
         self.terms: list[str] = []  # what a step's values are
         self._parameters = list(module.parameters())
         self._objective, self._clip = objective, settings.clip
+        self._accumulate = settings.accumulate
         self._accelerator = accelerator
         self._loss = LossModule(
             module, objective, bf16=settings.precision == "bf16", compiled=compiling(self._device)
@@ -209,7 +217,7 @@ class Stepper:
         losses = self._gradient(x_0, draw)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self.terms = [*losses, "gradient_norm"]
-        values = torch.stack([*(value.detach() for value in losses.values()), norm])
+        values = torch.stack([*losses.values(), norm])
         # of all processes, so that they skip together
         values = self._accelerator.reduce(values, "mean")
         bad = self.bad.add(step, values[self.terms.index("loss")], values[-1], values)
@@ -217,10 +225,23 @@ class Stepper:
         return values
 
     def _gradient(self, x_0: Tensor, draw: Any) -> dict[str, Tensor]:  # noqa: ANN401
-        losses: dict[str, Tensor] = self._prepared(x_0, draw)
+        """Of the mean over the batch, part by part; the mean losses.
+
+        The parts are rows of what was drawn for the whole batch, whose strata of times they are.
+        """
         self.optimizer.zero_grad()
-        self._accelerator.backward(losses["loss"])
-        return losses
+        means: dict[str, Tensor] = {}
+        rows = len(x_0) // self._accumulate
+        for part in range(self._accumulate):
+            x, drawn = _rows((x_0, draw), slice(part * rows, (part + 1) * rows))
+            last = part == self._accumulate - 1
+            # Processes exchange their gradients once, at the end.
+            with nullcontext() if last else self._accelerator.no_sync(self._prepared):
+                losses = self._prepared(x, drawn)
+                self._accelerator.backward(losses["loss"] / self._accumulate)
+            for name, value in losses.items():
+                means[name] = means.get(name, 0.0) + value.detach() / self._accumulate
+        return means
 
     def _rehearse(self, x_0: Tensor, draw: Any) -> None:  # noqa: ANN401
         """Compile by a step that changes nothing: the gradient is compiled after the loss."""
