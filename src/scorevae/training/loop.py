@@ -15,6 +15,7 @@ from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed, make_generator
 from scorevae.runtime.interruption import Interrupted, stop_requests
+from scorevae.runtime.processes import Together
 from scorevae.runtime.progress import progress
 from scorevae.training.step import Objective, Stepper, learning_rate
 
@@ -82,7 +83,8 @@ def fit(
     that is killed and started again continues from the last saved state and ends, on a CPU, with
     the same bits as one that was not interrupted.
 
-    SIGTERM, SIGINT and the end of the DVC that started it save the state first; a SIGKILL loses at
+    SIGTERM, SIGINT and the end of the DVC that started it save the state first, and stop all
+    processes of a training after the same step; a SIGKILL loses at
     most the ``SCOREVAE_SAVE_SECONDS`` (300) between two savings.
 
     ``module`` is modified. The objective gives named losses of shape (batch,), ``batches`` this
@@ -109,6 +111,7 @@ def fit(
         "averaged": averaged,
         "log": log,
     }
+    together = Together(accelerator.num_processes)
     first, beginning = _restore(state, kept), "compiling" if stepper.compiled else ""
     shown = progress(name, first, settings.steps, beginning=beginning)
     with stop_requests() as stopping, shown as bar:
@@ -121,7 +124,8 @@ def fit(
             log.add(stepper(step, x_0, generator, learning_rate(settings, step)))
             last, reason = step + 1 == settings.steps, stopping()
             logs = (step + 1) % settings.log_every == 0
-            saves = last or reason or time.monotonic() - saved_at > interval
+            due = last or time.monotonic() - saved_at > interval
+            stops, saves = together.any(reason is not None, reason is not None or due)
             if logs or saves:  # the only looks at the device
                 bad.check(name, stepper.terms, settings)
             if logs:
@@ -136,9 +140,10 @@ def fit(
                     parts = {part: saved.state_dict() for part, saved in kept.items()}
                     state.save({"step": step + 1, **parts})
                 saved_at = time.monotonic()
-            if reason:
+            if stops:
+                by = reason or "a signal to another of its processes"
                 raise Interrupted(
-                    f"{name}: stopped by {reason}; the state after step {step + 1} of "
+                    f"{name}: stopped by {by}; the state after step {step + 1} of "
                     f"{settings.steps} is saved, and the same command goes on from there"
                 )
     return averaged.module.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ What can be compiled is: the frozen networks by themselves, and the loss of what
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -197,6 +198,8 @@ class Stepper:
         self._loss = LossModule(
             module, objective, bf16=settings.precision == "bf16", compiled=compiling(self._device)
         )
+        if accelerator.num_processes > 1:  # of images with one channel; it says itself: no error
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         self._prepared = accelerator.prepare(self._loss)
         self._rehearsed = not self.compiled
 
