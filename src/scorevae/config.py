@@ -48,6 +48,7 @@ Grid = Literal["uniform", "log_snr", "karras"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 Variant = Literal["corrector", "diffusion_decoder"]
 Conditioning = Literal["concatenate", "scale"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 class Section(BaseModel):
@@ -233,7 +234,7 @@ class TrainingConfig(Section):
     warmup: CountOrZero
     clip: Positive
     ema: Share
-    precision: Literal["float32", "bf16"]
+    precision: Precision
     log_every: Count
     validate_every: Count
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed, make_generator
+from scorevae.runtime.arithmetic import arithmetic
 from scorevae.runtime.interruption import Interrupted, stop_requests
 from scorevae.runtime.processes import Together
 from scorevae.runtime.progress import progress
@@ -96,8 +97,8 @@ def fit(
     Raises:
         UserError: ``accumulate`` does not divide a process's share of a batch; loss or gradient
             were not finite in MAX_SKIPPED steps in a row, which is noticed
-            at the next record at the latest, or the state cannot be saved; the last good state is
-            kept.
+            at the next record at the latest; bf16 on a GPU without it; or the state cannot be
+            saved. The last good state is kept.
         Interrupted: stopped from outside; the state is saved.
     """
     interval = save_interval()
@@ -114,7 +115,8 @@ def fit(
     together = Together(accelerator.num_processes)
     first, beginning = _restore(state, kept), "compiling" if stepper.compiled else ""
     shown = progress(name, first, settings.steps, beginning=beginning)
-    with stop_requests() as stopping, shown as bar:
+    rounding = arithmetic(settings.precision, accelerator.device)
+    with rounding, stop_requests() as stopping, shown as bar:
         saved_at = time.monotonic()
         for step in range(first, settings.steps):
             rank = accelerator.process_index

@@ -135,7 +135,7 @@ class TrainingRun:
         share = self.accelerator.process_index, self.accelerator.num_processes
         keys = f"presets.{self.config.preset}.{SETTINGS[phase]}"
         remedy = f"lower {keys}.batch ({settings.batch})"
-        if settings.precision == "float32":
+        if settings.precision != "bf16":
             remedy += f", or set {keys}.precision to bf16"
 
         def record(step: int, numbers: dict[str, float]) -> None:
