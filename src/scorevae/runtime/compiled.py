@@ -6,6 +6,7 @@ are to stay the same to the bit.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -44,6 +45,8 @@ class Compiled(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], name: str, *, whole: bool = True) -> None:
         self.written, self.name = function, name
+        # Of diffusers' looks at its versions, which do not change.
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
         self._compiled: Callable[P, R] | None = torch.compile(
             function, backend=BACKEND, fullgraph=whole, dynamic=False
         )

@@ -15,6 +15,7 @@ from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed, make_generator
 from scorevae.runtime.arithmetic import arithmetic
+from scorevae.runtime.compiled import compiling
 from scorevae.runtime.interruption import Interrupted, stop_requests
 from scorevae.runtime.processes import Together
 from scorevae.runtime.progress import progress
@@ -104,7 +105,9 @@ def fit(
     interval = save_interval()
     _check_parts(settings, accelerator.num_processes)
     module.requires_grad_(True).train()
-    stepper, log = Stepper(module, objective, settings, accelerator), _Log(record)
+    compiled = compiling(accelerator.device)
+    stepper = Stepper(module, objective, settings, accelerator, compiled=compiled)
+    log = _Log(record)
     averaged, bad = stepper.averaged, stepper.bad
     kept: dict[str, Any] = {
         "module": module,

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
-from scorevae.runtime.compiled import Compiled, compiling
+from scorevae.runtime.compiled import Compiled
 
 MAX_SKIPPED = 20
 
@@ -184,6 +184,8 @@ class Stepper:
         objective: Objective,
         settings: TrainingConfig,
         accelerator: Accelerator,
+        *,
+        compiled: bool,
     ) -> None:
         self.optimizer = torch.optim.Adam(
             module.parameters(), lr=settings.learning_rate, fused=True
@@ -195,9 +197,8 @@ class Stepper:
         self._objective, self._clip = objective, settings.clip
         self._accumulate = settings.accumulate
         self._accelerator = accelerator
-        self._loss = LossModule(
-            module, objective, bf16=settings.precision == "bf16", compiled=compiling(self._device)
-        )
+        bf16 = settings.precision == "bf16"
+        self._loss = LossModule(module, objective, bf16=bf16, compiled=compiled)
         if accelerator.num_processes > 1:  # of images with one channel; it says itself: no error
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         self._prepared = accelerator.prepare(self._loss)
