@@ -1,6 +1,6 @@
 """Compiled steps against the same as written, in a process without the checks of shapes.
 
-    python tests/compiled_steps.py BACKEND STEPS OBJECTIVE ...
+    python tests/compiled_steps.py BACKEND STEPS OBJECTIVE|decode ...
 
 Those checks wrap every function of the package while tests run, which no compiler reads through.
 Prints for each objective the relative difference of the averaged weights and the largest of the
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from accelerate import Accelerator
 from tiny import scramble, tiny_config
 from torch import Tensor, nn
 
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.config import Config
 from scorevae.networks.conditional import DiffusionDecoderHeader
 from scorevae.networks.corrector import CorrectorHeader
-from scorevae.networks.encoder import build_encoder
-from scorevae.networks.prior import PriorUNet
+from scorevae.networks.encoder import EncoderHeader, TrainedEncoder, build_encoder
+from scorevae.networks.prior import Prior, PriorHeader, PriorUNet
 from scorevae.networks.vae import VAE
 from scorevae.objectives import (
     CorrectorObjective,
@@ -114,12 +116,34 @@ def train(name: str, steps: int, *, compile_: bool) -> tuple[Tensor, Tensor]:
     return torch.cat([p.flatten() for p in result.parameters()]), torch.tensor(losses)
 
 
+def decoded(*, compile_: bool) -> tuple[Tensor, Tensor]:
+    """Images for some z, three batches of which the last is smaller; their rows' means."""
+    os.environ["SCOREVAE_COMPILE"] = str(int(compile_))
+    torch.manual_seed(0)
+    config = tiny_config(**TINY)
+    preset, sde = config.selected, build_sde(config.sde)
+    image, latent, network = preset.data.image, preset.latent, preset.encoder.network
+    prior = scramble(PriorUNet(image, preset.prior.network, sde)).eval().requires_grad_(False)
+    encoder = scramble(build_encoder(network, image, latent, sde)).eval().requires_grad_(False)
+    prior_header = PriorHeader(image=image, sde=config.sde, network=preset.prior.network)
+    header = EncoderHeader(
+        image=image, sde=config.sde, latent=latent, network=network, log_determinant="full"
+    )
+    model = ScoreVAE(
+        Prior(prior, prior_header), TrainedEncoder(encoder, header), device="cpu",
+        sampling=config.sampling, batch=4,
+    )  # fmt: skip
+    images = model.with_precision("float32").decode(torch.randn(10, latent))
+    return images.flatten(), images.flatten(1).mean(dim=1)
+
+
 def main() -> None:
     compiled.BACKEND, steps = sys.argv[1], int(sys.argv[2])
     counted = torch._dynamo.utils.counters
     for name in sys.argv[3:]:
         counted.clear()
-        (weights, losses), (ours, seen) = (train(name, steps, compile_=c) for c in (False, True))
+        run = decoded if name == "decode" else partial(train, name, steps)
+        (weights, losses), (ours, seen) = (run(compile_=c) for c in (False, True))
         result = {
             "objective": name,
             "weights": ((ours - weights).norm() / weights.norm()).item(),

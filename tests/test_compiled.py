@@ -59,6 +59,12 @@ def test_every_objective_is_one_graph() -> None:
 
 
 @pytest.mark.faults
+def test_compiled_decoding_is_the_same() -> None:
+    """Catches times, latents or guidance that are constants of a graph, and one for each step."""
+    assert_equal(compared("aot_eager", 0, "decode"), "decode")
+
+
+@pytest.mark.faults
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_generated_code_gives_the_same_training() -> None:
     """Catches what the code generator does to it; five minutes on two slow cores."""

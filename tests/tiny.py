@@ -55,7 +55,8 @@ STATED: dict[str, Any] = {
         "t_min": 1e-3, "t_max": 1.0,
     },
     "objective": {"weighting": "likelihood", "time": "log_snr", "log_determinant": "full"},
-    "reconstruct": {"protocol": "default", "prior": None, "guidance": 1.0, "batch": 250},
+    "reconstruct": {"protocol": "default", "prior": None, "guidance": 1.0, "batch": 250,
+                    "precision": "float32"},
     "protocols": {
         "default": protocol("sde_dpm_solver_pp", "log_snr", "mean", clip=True),
         "ode": protocol("dpm_solver_pp", "log_snr", "mean", clip=True),

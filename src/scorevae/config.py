@@ -122,6 +122,7 @@ class ReconstructConfig(Section):
     prior: FileName | None  # weights of another prior to decode with; null: the encoder's
     guidance: NonNegative
     batch: Count
+    precision: Precision
 
 
 class DecodingConfig(Section):

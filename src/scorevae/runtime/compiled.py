@@ -91,5 +91,9 @@ def _reason(error: Exception) -> str:
 def _form(tree: object) -> tuple[object, ...]:
     """What a compiled function is special to: structure, shapes, types, the gradient mode."""
     leaves, structure = pytree.tree_flatten(tree)
-    shapes: list[Any] = [(x.shape, x.dtype) for x in leaves if isinstance(x, torch.Tensor)]
+    shapes: list[Any] = [
+        (x.shape, x.dtype) if isinstance(x, torch.Tensor) else x
+        for x in leaves
+        if isinstance(x, torch.Tensor | int | float)
+    ]
     return structure, torch.is_grad_enabled(), *shapes
