@@ -6,7 +6,7 @@
 Random weights and images, nothing need be trained. Each step as written and compiled, in float32
 and bf16, the most telling ones first; each row is printed as it is measured, and what the minutes
 do not reach is named. Compiling counts, and has a column: it is the first step. On a CPU steps are
-compiled with SCOREVAE_COMPILE=1 alone, as in a training.
+compiled with SCOREVAE_COMPILE=1 alone, as in a training, and decoding is compiled where they are.
 """
 
 import time
@@ -42,6 +42,7 @@ PUBLISHED = {  # images/s of the published code on an H200, TF32 convolutions, b
     "decoding": "7.97 at 255 evaluations",
 }
 ORDER = ("objective", "prior", "warm_start", "vae")
+PRECISIONS: tuple[Precision, ...] = ("bf16", "float32")
 WAYS: list[tuple[Precision, bool]] = [  # and whether compiled
     ("bf16", True), ("float32", False), ("bf16", False), ("float32", True)
 ]  # fmt: skip
@@ -144,13 +145,13 @@ def step(
         return timed(call, device)
 
 
-def decoding(networks: Networks, batch: int) -> tuple[float, float]:
+def decoding(networks: Networks, batch: int, precision: Precision) -> tuple[float, float]:
     """Of one batch by the default protocol."""
     model = ScoreVAE(
         networks.prior(), networks.encoder(), device=networks.device,
         sampling=networks.config.sampling, batch=batch,
     )  # fmt: skip
-    z = torch.randn(batch, model.latent)
+    z, model = torch.randn(batch, model.latent), model.with_precision(precision)
     return timed(lambda index: model.decode(z, seed=index), networks.device)
 
 
@@ -159,7 +160,9 @@ def rows(networks: Networks, batch: int) -> Iterator[tuple[str, str, Measure]]:
 
     Compiled where a training would be.
     """
-    yield "decoding", "as written, float32", partial(decoding, networks, batch)
+    manner = "compiled" if compiling(networks.device) else "as written"
+    for precision in PRECISIONS:
+        yield "decoding", f"{manner}, {precision}", partial(decoding, networks, batch, precision)
     for name, (precision, compiled) in product(ORDER, WAYS):
         if compiling(networks.device) or not compiled:
             how = f"{'compiled' if compiled else 'as written'}, {precision}"
