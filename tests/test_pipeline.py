@@ -10,7 +10,8 @@ from tiny import tiny_config
 from scorevae.config import Config, Section, load_config
 
 # These change no number; the values that config reads are tracked as params.
-NO_DEPENDENCY = re.compile(r"src/scorevae/(runtime/|commands/|config\.py|errors\.py|shapes\.py)")
+ROOT_MODULES = r"(config|quick|errors|shapes)\.py"
+NO_DEPENDENCY = re.compile(rf"src/scorevae/(runtime/|commands/|{ROOT_MODULES})")
 
 
 def imported(path: Path) -> set[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from scorevae.config import Config, flatten, load_config
+from scorevae.config import Config, configuration, flatten, read_tree
 from scorevae.errors import UserError
 from scorevae.evaluation.report.page import Provenance
 from scorevae.runtime.runs import git
@@ -49,7 +49,7 @@ def provenance(config: Config, params: Path) -> Provenance:
     folder = params.absolute().parent
     commit = git(folder, "rev-parse", "HEAD")
     dirty = bool(git(folder, "status", "--porcelain", "--", *CODE))
-    ours, committed = parameters(config), committed_parameters(params)
+    ours, committed = parameters(config), committed_parameters(params, config)
     notes = []
     if not commit:
         notes.append("The run was not in a Git repository: no commit is known.")
@@ -71,15 +71,21 @@ def provenance(config: Config, params: Path) -> Provenance:
     )
 
 
-def committed_parameters(params: Path) -> dict[str, str]:
-    """All parameters in the commit's version of the file; empty where there is none."""
+def committed_parameters(params: Path, config: Config) -> dict[str, str]:
+    """All parameters in the commit's version of the file; empty where there is none.
+
+    Made small as those of the run are, so that a difference is one of the file.
+    """
     text = git(params.absolute().parent, "show", f"HEAD:./{params.name}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / params.name
         copy.write_text(text, encoding="utf-8")
         try:
-            return _plain(load_config(copy).model_dump())
-        except UserError:  # of another version of this package, or no file in the commit
+            tree: Any = read_tree(copy)
+            if config.quick and config.preset in tree["presets"]:
+                tree |= {"quick": True, "preset": config.preset}
+            return _plain(configuration(tree, params.name).model_dump())
+        except (UserError, TypeError, KeyError):  # of another version of this package, or absent
             return {}
 
 
@@ -89,6 +95,7 @@ def commands(ours: Mapping[str, str], commit: str, committed: Mapping[str, str])
         name: value
         for name, value in ours.items()
         if name in ("preset", "beta", "seed")
+        or (name, value) == ("quick", "true")
         or value == PLACEHOLDER
         or committed.get(name, value) != value
     }
