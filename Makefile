@@ -9,10 +9,14 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 # puts the slow ones first, and leaves each process one thread: two that share a core only wait.
 PYTEST := $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: repro test test-faults coverage check ui docs lock clean
+.PHONY: repro new test test-faults coverage check ui docs lock clean
 
 repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 	$(RUN) dvc repro
+
+MINUTES := 60
+new: $(INSTALLED)  ## a preset for images of yours: make new NAME=photos FOLDER=path/to/images
+	$(RUN) scorevae new --minutes "$(MINUTES)" -- "$(NAME)" "$(FOLDER)"
 
 test: $(INSTALLED)  ## run all tests, or those that TESTS names
 	$(PYTEST) $(TESTS)

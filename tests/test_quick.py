@@ -9,9 +9,10 @@ import pytest
 from pictures import COLOUR, encoded, noise, settings
 from tiny import SHIPPED, tiny_config, tiny_params, write_params
 
+from scorevae.commands.measure import Times, evaluation_seconds
 from scorevae.config import Config, configuration, load_config, read_tree
 from scorevae.data.sources.prepare import prepare
-from scorevae.quick import DECODING_SECONDS, DECODINGS, SPEED, made_quick, operations, trainings
+from scorevae.quick import DECODING_SECONDS, SPEED, made_quick, operations, trainings
 
 TREE: Any = read_tree(SHIPPED)
 PRESETS = list(TREE["presets"])
@@ -44,10 +45,8 @@ def test_a_quick_evaluation_of_every_preset_draws_few_images(preset: str) -> Non
     work, images = operations(small.selected.model_dump()), small.selected.test_images or 0
     assert 2 <= images <= 20
     assert max(p.steps for p in small.protocols.values()) <= 10
-    drawing = small.evaluate.trade.images
-    assert drawing == 0 or drawing * small.sampling.steps * DECODINGS * work <= (
-        1.01 * DECODING_SECONDS * SPEED
-    )
+    each = Times(0, 0, 0, 0, drawing=work / SPEED)
+    assert evaluation_seconds(small, images, each) <= 1.5 * DECODING_SECONDS
     asked = {part["images"] for part in small.evaluate.model_dump().values() if _is_part(part)}
     assert max(asked) <= images
 

@@ -13,9 +13,9 @@ Tree = dict[str, Any]
 
 # For two slow CPU cores; beside these seconds each stage spends about eight on its imports.
 SPEED = 40e9  # floating-point operations a second
-TRAINING_SECONDS = 8.0  # of each of the four trainings
+TRAINING_SECONDS = 6.0  # of each of the four trainings
 VALIDATION_SECONDS = 3.0  # of each of their test losses
-DECODING_SECONDS = 40.0  # of all images that reconstruct and evaluate draw
+DECODING_SECONDS = 30.0  # of all images that reconstruct and evaluate draw
 STEP_SECONDS = 0.03  # of a step of training, however small the network
 DECODINGS = 60  # of each evaluated image, in all parts of evaluate
 UNKNOWN_PRIOR = 12e9  # operations of a pretrained prior, whose size its file alone tells
@@ -80,7 +80,7 @@ FEW = {
     "probes": {"train_images": 200},
     "interpolations": {"steps": 4},
     "draws": {"count": 4},
-    "quality": {"train_images": 200, "steps": 40},
+    "quality": {"train_images": 200, "steps": 20},
 }
 
 

@@ -92,7 +92,8 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
             return None
 
     config, device, trunks = subject.config, default_device(), subject.models / "lpips"
-    net, limit, seed = config.selected.lpips.net, config.evaluate.classifier_images, config.seed
+    net, seed = config.selected.lpips.net, config.seed
+    limit = subject.worth(config.evaluate.classifier_images)
     judge("sharpness", lambda: metrics.sharpness(subject.originals, subject.originals))
     judges = Judges(
         judge("lpips", lambda: lpips.load_lpips(trunks, net).to(device)),
