@@ -1,5 +1,6 @@
 """``scorevae new``: a preset for a user's own images, written into params.yaml."""
 
+import json
 import os
 import sys
 from copy import deepcopy
@@ -234,8 +235,6 @@ def report(
     evaluation: float,
 ) -> None:
     """What was understood, what it will cost, what to type."""
-    from scorevae.commands.main import say
-
     command = f"dvc exp run -S preset={name}{' -S quick=true' if quick else ''}"
     if not os.environ.get("VIRTUAL_ENV") and Path(sys.prefix, "bin/activate").exists():
         place = Path(sys.prefix)
@@ -253,7 +252,8 @@ def report(
         )
     )
     if as_json:
-        say(True, preset=name, minutes=round(minutes, 1), command=command)
+        facts = {"preset": name, "minutes": round(minutes, 1), "command": command}
+        click.echo(json.dumps(facts))
         return
     click.echo("\n".join(lines))
     click.echo(f"{params}: preset {name}: {shape}")
