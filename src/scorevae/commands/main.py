@@ -16,6 +16,7 @@ import click
 from scorevae import __version__
 from scorevae.commands.images import batches, save_pictures
 from scorevae.commands.latents import WRITERS
+from scorevae.commands.log_model import log_model
 from scorevae.commands.new import new
 from scorevae.commands.priors import convert_edm, export
 from scorevae.commands.rate_distortion import main as rate_distortion
@@ -199,6 +200,7 @@ def info(model: Path, as_json: bool) -> None:
 
 
 main.add_command(new)
+main.add_command(log_model)
 main.add_command(sync, "sync")
 main.add_command(rate_distortion, "rate-distortion")
 main.add_command(export, "export")
