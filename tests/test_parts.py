@@ -295,7 +295,7 @@ def test_a_part_is_one_declaration(
         assert text in page
     assert page.count("Toys counted") == 2  # in the table and on a card
     # DVC plots what lies in the folder of figures, whoever drew it.
-    assert "results/figures" in read_tree(ROOT / "dvc.yaml")["plots"]
+    assert "results/${preset}/figures" in read_tree(ROOT / "dvc.yaml")["plots"]
 
 
 def test_numbers_of_a_missing_part_are_those_it_would_have(usual: Subject) -> None:

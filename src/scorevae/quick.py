@@ -32,8 +32,11 @@ def made_quick(tree: Tree) -> Tree:
     images = _between(2, drawn / (DECODINGS * steps), 20)
     for protocol in small["protocols"].values():
         protocol["steps"] = min(protocol["steps"], steps)
-    preset["test_images"] = min(preset["test_images"] or images, images)
+    tested = _between(images, drawn / (10 * steps), 20)
+    preset["test_images"] = min(preset["test_images"] or tested, tested)
     _evaluate_few(small["evaluate"], images, steps, everything=drawn >= DECODINGS * 2 * 2)
+    for part in ("probes", "embedding", "likelihood"):  # which draw nothing
+        small["evaluate"][part]["images"] = min(tree["evaluate"][part]["images"], tested)
     return small
 
 
@@ -90,7 +93,7 @@ def _evaluate_few(evaluate: Tree, images: int, steps: int, *, everything: bool) 
     evaluate["figure_images"] = min(evaluate["figure_images"], images)
     for name, part in evaluate.items():
         if isinstance(part, dict):
-            most = images if everything or name in ("likelihood", "probes", "embedding") else 0
+            most = images if everything else 0
             part["images"] = min(part["images"], most)
             part |= {key: min(part[key], value) for key, value in FEW.get(name, {}).items()}
     evaluate["interpolations"]["images"] = min(evaluate["interpolations"]["images"], images // 2)

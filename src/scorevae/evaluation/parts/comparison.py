@@ -106,7 +106,7 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
 def summarise(
     originals: Images, system: Reconstructions, active_threshold: float, judges: Judges
 ) -> dict[str, float | int | None]:
-    """All numbers of one system, its entry of ``results/metrics.json``; None: not available.
+    """All numbers of one system, its entry of ``metrics.json``; None: not available.
 
     ``lpips`` is the distance as its authors define it. ``paper_lpips`` is that of arXiv
     2304.12141: VGG, fed images in [0, 1]; comparable with tables 1 and 2, too low as a distance.

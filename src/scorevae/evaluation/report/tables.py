@@ -51,7 +51,7 @@ def systems_table(
 ) -> Table:
     """One row for each metric, one column for each system.
 
-    ``numbers`` maps system -> metric -> value, as in ``results/metrics.json``; a metric that only
+    ``numbers`` maps system -> metric -> value, as in ``metrics.json``; a metric that only
     some systems have is missing in the others. A system without a title goes by its name.
     ``reasons`` say why a value is None, under "system.metric", "metric" or "system".
     """
