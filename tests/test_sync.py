@@ -59,7 +59,7 @@ def workspace(dvc_root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
         write_curve(dvc_root / f"results/digits/curves/{name}.csv", rows)
     (dvc_root / "results/digits/figures").mkdir()
     for name in FILES:
-        (dvc_root / "results" / name).write_text(name)
+        (dvc_root / "results/digits" / name).write_text(name)
     (dvc_root / "data/digits").mkdir(parents=True)
     (dvc_root / "data/digits/meta.json").write_text('{"source": "drawn"}')
     (dvc_root / "results/digits/metrics.json").write_text(json.dumps(NUMBERS))
@@ -94,7 +94,7 @@ def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate"), name: str | None = N
 
 def evaluate_live(numbers: dict[str, dict[str, float | None]]) -> None:
     """Record what the stage evaluate records."""
-    files = [Path("results") / name for name in (*FILES, "metrics.json")]
+    files = [Path("results/digits") / name for name in (*FILES, "metrics.json")]
     with track("evaluate", tiny_config()) as tracker:
         tracker.data(Path("data/digits"))
         tracker.headline(evaluation.headline(numbers), files)
@@ -621,17 +621,17 @@ def test_nothing_to_record(workspace: Path) -> None:
     """Catches an empty run, and a success, where the folder is the wrong one."""
     output = refuse("--results", "elsewhere")
     for name in ("curves/prior.csv", "curves/vae.csv", "curves/encoder.csv", "metrics.json"):
-        assert f"elsewhere/{name}: no such file" in output
-    assert "Error: elsewhere: nothing to record" in output
+        assert f"elsewhere/digits/{name}: no such file" in output
+    assert "Error: elsewhere/digits: nothing to record" in output
     assert runs(workspace) == []
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("../dvc.lock", "<<<<<<< HEAD\n", "/dvc.lock: "),  # what a merge left
-        ("../dvc.lock", "", "/dvc.lock: "),
-        ("../dvc.lock", "stages: {evaluate: {outs: [1]}}", "/dvc.lock: "),
+        ("../../dvc.lock", "<<<<<<< HEAD\n", "/dvc.lock: "),  # what a merge left
+        ("../../dvc.lock", "", "/dvc.lock: "),
+        ("../../dvc.lock", "stages: {evaluate: {outs: [1]}}", "/dvc.lock: "),
         ("curves/prior.csv", "step,loss\n4,1\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step,loss\na,4,x\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step\na,4,1\n", "curves/prior.csv, line 2: not a train"),
@@ -643,7 +643,7 @@ def test_nothing_to_record(workspace: Path) -> None:
 )
 def test_damaged_files_are_refused(workspace: Path, name: str, text: str, message: str) -> None:
     """Catches a traceback, or half of the results recorded before the fault is found."""
-    (workspace / "results" / name).write_text(text)
+    (workspace / "results/digits" / name).write_text(text)
     (line,) = refuse().splitlines()
     assert line.startswith("Error: ")
     assert message in line

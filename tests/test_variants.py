@@ -310,6 +310,7 @@ def test_sync_reads_the_curve_of_the_run(
 ) -> None:
     """Catches a curve that MLflow never gets, or one demanded of a run without variants."""
     results = shutil.copytree(switched_on / "results", tmp_path / "results")
+    results /= "digits"
     path, data = results / "curves/variants.csv", switched_on / "data/digits"
     head, *rows = path.read_text().splitlines(keepends=True)
     path.write_text(head + "".join(row for row in rows if row.startswith(tuple(BOTH[:kept]))))
