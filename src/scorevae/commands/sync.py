@@ -200,7 +200,9 @@ class _Completion:
         self.lines.append(f"headline: {len(numbers)} metrics and {len(files)} files")
         if run is None or self._dry_run:
             return
-        execution.headline(run.info.run_id, numbers, note_of(headline.numbers))
+        execution.headline(
+            run.info.run_id, numbers, note_of(headline.numbers, execution.changes())
+        )
         for path in files:
             execution.upload(run.info.run_id, path, folder_of(path))
         if data is not None:

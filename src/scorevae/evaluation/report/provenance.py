@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shlex
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import psutil
 import torch
 
-from scorevae.config import Config, configuration, flatten, read_tree
-from scorevae.errors import UserError
+from scorevae.config import Config, flatten
 from scorevae.evaluation.report.page import Provenance
-from scorevae.runtime.runs import git
+from scorevae.runtime.runs import committed_config, git
 
 YAML = {"None": "null", "True": "true", "False": "false"}
 LOCAL = ("data.root", "lpips.trunk")  # of the preset: where files lie on one machine
@@ -72,21 +70,9 @@ def provenance(config: Config, params: Path) -> Provenance:
 
 
 def committed_parameters(params: Path, config: Config) -> dict[str, str]:
-    """All parameters in the commit's version of the file; empty where there is none.
-
-    Made small as those of the run are, so that a difference is one of the file.
-    """
-    text = git(params.absolute().parent, "show", f"HEAD:./{params.name}")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / params.name
-        copy.write_text(text, encoding="utf-8")
-        try:
-            tree: Any = read_tree(copy)
-            if config.quick and config.preset in tree["presets"]:
-                tree |= {"quick": True, "preset": config.preset}
-            return _plain(configuration(tree, params.name).model_dump())
-        except (UserError, TypeError, KeyError):  # of another version of this package, or absent
-            return {}
+    """All parameters in the commit's version of the file; empty where there is none."""
+    committed = committed_config(params, "HEAD", config)
+    return {} if committed is None else _plain(committed.model_dump())
 
 
 def commands(ours: Mapping[str, str], commit: str, committed: Mapping[str, str]) -> list[str]:
