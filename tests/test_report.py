@@ -312,7 +312,7 @@ def test_reasons_by_name() -> None:
     numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}, "prior": {"a": None}}
     table = systems_table("T", numbers, {}, {}, reasons)
     found = [[cell.reason for cell in row[1:]] for row in table.rows]
-    assert found == [["metric", "both", "metric"], ["", "system", "does not apply"]]
+    assert found == [["metric", "both", "metric"], ["", "system", "not applicable"]]
 
 
 @pytest.mark.parametrize(

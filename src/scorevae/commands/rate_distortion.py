@@ -166,6 +166,7 @@ def figure(found: Sequence[Point], variances: Eigenvalues, latent: int) -> figur
     if floor > 0:
         axes[0].axhline(floor, color="grey", linewidth=0.7, label=f"PCA of {latent}")
     axes[0].set(xlabel="rate, nats", ylabel="L2", yscale="log")
+    figures.logarithmic(axes[0].yaxis)
     axes[1].set(xlabel="rate, nats", ylabel="sharpness")
     axes[2].set(xlabel="L2", ylabel="Fréchet distance of reconstructions")
     for axis in axes:

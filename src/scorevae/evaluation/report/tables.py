@@ -63,7 +63,7 @@ def systems_table(
         rows.append([metric_label(name, metrics)])
         for system, value in zip(numbers, values, strict=True):
             why = reason_of(reasons or {}, f"{system}.{name}", name, system)
-            why = why or ("" if name in numbers[system] else "does not apply")
+            why = why or ("" if name in numbers[system] else "not applicable")
             rows[-1].append(number(metric, value, why, best=value is not None and value in best))
     columns = ["Metric", *(titles.get(system, system) for system in numbers)]
     return Table(caption, columns, rows, note)
