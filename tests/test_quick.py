@@ -12,6 +12,8 @@ from tiny import SHIPPED, tiny_config, tiny_params, write_params
 from scorevae.commands.measure import Times, evaluation_seconds
 from scorevae.config import Config, configuration, load_config, read_tree
 from scorevae.data.sources.prepare import prepare
+from scorevae.evaluation.report.assembly import QUICK, assemble
+from scorevae.evaluation.report.page import Provenance
 from scorevae.quick import DECODING_SECONDS, SPEED, made_quick, operations, trainings
 
 TREE: Any = read_tree(SHIPPED)
@@ -103,3 +105,12 @@ def test_of_an_official_set_each_split_is_cut(tmp_path: Path) -> None:
     for split in ("train", "test"):
         images = np.load(tmp_path / f"data/{split}_images.npy")
         assert len(images) == len(np.load(tmp_path / f"data/{split}_labels.npy")) == 30
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_page_says_that_its_numbers_mean_nothing(quick: bool, tmp_path: Path) -> None:
+    """Catches a quick run that passes for a result."""
+    config = configuration(tiny_params(quick=quick), "tiny")
+    origin = Provenance("commit", dirty=False, hardware={}, commands=[], notes=[])
+    page = assemble(config, [], {}, {}, figures=tmp_path, provenance=origin, images=3)
+    assert page.cautions == ([QUICK] if quick else [])

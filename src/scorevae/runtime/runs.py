@@ -174,6 +174,7 @@ class Execution:
         self.name = name or os.environ.get("DVC_EXP_NAME")
         self.key = self.name or f"{self.commit[:10]}-{digest[:8]}"
         self.title = f"{config.preset} β={config.beta:g} seed {config.seed}"
+        self.title += " quick" if config.quick else ""
         self.title += f" ({self.name})" if self.name else ""
 
     def lock(self) -> FileLock:

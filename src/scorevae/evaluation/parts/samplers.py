@@ -181,7 +181,7 @@ def draw(trials: Sequence[Trial]) -> Figure:
         axis.set(xlabel="network evaluations", ylabel=name, xscale="log", yscale="log")
         logarithmic(axis.xaxis)
         logarithmic(axis.yaxis)
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=8)
     return figure
 
 
