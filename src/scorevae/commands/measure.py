@@ -141,7 +141,7 @@ def _drawn(evaluate: EvaluateConfig, images: int) -> int:
         + min(images, evaluate.edits.images) * len(evaluate.edits.strengths)
         + min(images, evaluate.draws.images) * evaluate.draws.count
         + 2 * min(images, evaluate.shuffled.images)
-        + 2 * evaluate.quality.images
+        + (2 * evaluate.quality.images if images >= evaluate.quality.images else 0)  # null then
         + 2 * evaluate.figure_images * min(evaluate.figure_images, 8)
     )
 
