@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -40,6 +41,7 @@ FITS = (  # the largest that the images have pixels for
 PASSES = 500  # most times that the prior sees an image
 MOST_STEPS = 10  # times those of the preset that is taken as a model
 FEWEST_STEPS = 50
+QUICK_MINUTES = 3.0
 
 
 @click.command()
@@ -64,50 +66,55 @@ def new(
     It looks at the images, takes networks that fit their size, measures how fast this machine
     trains them and in which precision, and gives the trainings as many steps as fill the time.
     """
-    from scorevae.commands.measure import (
-        STARTING,
-        evaluation_seconds,
-        measure,
-        quicker_precision,
-        training_seconds,
-    )
     from scorevae.commands.survey import survey
 
     config = load_config(params)
     check_name(name, config)
     if not folder.exists():
         raise UserError(f"{folder}: no such folder or archive; name the one with your images")
-    key = f"presets.{name}.data"
-    found = survey(folder, model_of(config, FITS[0].like, params).data, key)
+    like = model_of(config, FITS[0].like, params)
+    found = survey(folder, like.data, f"presets.{name}.data")
     fit = choose(found.side, size, folder)
     model_of(config, fit.like, params)
     tree: Any = read_tree(params)
     preset = fitted(tree["presets"][fit.like], fit, folder, found)
-    precision = quicker_precision()
+    costs = timed(preset, tree | {"preset": name, "quick": False}, found, minutes)
+    text = added(params.read_text(encoding="utf-8"), name, preset, found.images, fit.like)
+    write(params, text, tree, name, preset)
+    command = command_for(name, quick=quick)
+    if as_json:
+        spent = QUICK_MINUTES if quick else sum(costs)
+        click.echo(json.dumps({"preset": name, "minutes": round(spent, 1), "command": command}))
+        return
+    click.echo("\n".join(found.understood.lines()))
+    shape = f"{fit.size}×{fit.size}, {'colour' if found.colour else 'grey'}, as {fit.like}"
+    click.echo(f"{params}: preset {name}: {shape}")
+    click.echo(f"{estimate(costs, quick=quick)}:\n{command}")
+
+
+class Costs(NamedTuple):
+    """Minutes of a run."""
+
+    training: float
+    others: float
+
+
+def timed(preset: Tree, tree: Tree, found: "Survey", minutes: float) -> Costs:
+    """Give a preset the precision and the steps that fit this machine; what it then costs."""
+    from scorevae.commands import measure
+
+    click.echo("measuring a few steps on this machine …", err=True)
+    precision = measure.quicker_precision()
     for settings in trainings(preset):
         settings["precision"] = precision
-    whole = deepcopy(tree) | {"preset": name, "quick": False}
-    whole["presets"][name] = preset
-    click.echo("measuring a few steps on this machine …", err=True)
-    drawn = configuration(whole, str(params))
-    times = measure(drawn)
-    test = len(found.understood.splits["test"])
-    evaluation = evaluation_seconds(drawn, test, times) + STARTING
-    training = training_seconds(drawn, times)
-    stretch(preset, (60 * minutes - evaluation) / training, found.images - test)
-    training = training_seconds(configuration(whole, str(params)), times)
-    text = params.read_text(encoding="utf-8")
-    write(params, added(text, name, preset, found.images, fit.like), tree, name, preset)
-    report(
-        as_json,
-        name,
-        quick=quick,
-        lines=found.understood.lines(),
-        shape=f"{fit.size}×{fit.size}, {'colour' if found.colour else 'grey'}, as {fit.like}",
-        params=params,
-        training=training / 60,
-        evaluation=evaluation / 60,
-    )
+    whole = tree | {"presets": tree["presets"] | {tree["preset"]: preset}}
+    config = configuration(whole, "params.yaml")
+    times, test = measure.measure(config), len(found.understood.splits["test"])
+    others = measure.evaluation_seconds(config, test, times) + measure.STARTING
+    left = 60 * minutes - others
+    stretch(preset, left / measure.training_seconds(config, times), found.images - test)
+    training = measure.training_seconds(configuration(whole, "params.yaml"), times)
+    return Costs(training / 60, others / 60)
 
 
 def check_name(name: str, config: Config) -> None:
@@ -223,39 +230,22 @@ def write(params: Path, text: str, before: Tree, name: str, preset: Tree) -> Non
             )
 
 
-def report(
-    as_json: bool,
-    name: str,
-    *,
-    quick: bool,
-    lines: list[str],
-    shape: str,
-    params: Path,
-    training: float,
-    evaluation: float,
-) -> None:
-    """What was understood, what it will cost, what to type."""
+def command_for(name: str, *, quick: bool) -> str:
+    """What to type next, with the environment where it is not active."""
     command = f"dvc exp run -S preset={name}{' -S quick=true' if quick else ''}"
-    if not os.environ.get("VIRTUAL_ENV") and Path(sys.prefix, "bin/activate").exists():
-        place = Path(sys.prefix)
-        inside = place.is_relative_to(Path.cwd())
-        place = place.relative_to(Path.cwd()) if inside else place
-        command = f"source {place}/bin/activate && {command}"
-    whole = training + evaluation
-    minutes = 3.0 if quick else whole
-    how = (
-        "of a quick run on two cores"
-        if quick
-        else (
-            f"{training:.0f} of training, by steps measured just now, and {evaluation:.0f} of all "
-            "else, by the number of images that are drawn"
-        )
+    place = Path(sys.prefix)
+    if os.environ.get("VIRTUAL_ENV") or not (place / "bin/activate").exists():
+        return command
+    if place.is_relative_to(Path.cwd()):
+        place = place.relative_to(Path.cwd())
+    return f"source {shlex.quote(str(place))}/bin/activate && {command}"
+
+
+def estimate(costs: Costs, *, quick: bool) -> str:
+    """The minutes, and how they are known."""
+    if quick:
+        return f"about {QUICK_MINUTES:.0f} minutes on two free cores"
+    return (
+        f"about {sum(costs):.0f} minutes on this machine ({costs.training:.0f} of training, by "
+        f"steps measured just now; {costs.others:.0f} of all else, by the images to be drawn)"
     )
-    if as_json:
-        facts = {"preset": name, "minutes": round(minutes, 1), "command": command}
-        click.echo(json.dumps(facts))
-        return
-    click.echo("\n".join(lines))
-    click.echo(f"{params}: preset {name}: {shape}")
-    click.echo(f"about {minutes:.0f} minutes on this machine ({how}):")
-    click.echo(command)
