@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from common import ROOT
 
-from scorevae.autoencoders import default_device
+from scorevae.autoencoders.devices import default_device
 from scorevae.config import PresetConfig, load_config
 from scorevae.data.arrays import load_split
 from scorevae.data.batches import Batches, batches

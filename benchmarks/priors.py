@@ -4,16 +4,19 @@
     python benchmarks/priors.py --other PRIOR --images 100 --output FILE    # that exchange alone
 
 Every row decodes the same test images. The encoder of the pipeline decodes with its own prior,
-with one trained twice as long, and with one that diffusers' own training loop made (linear
+with one trained twice as long, and with those that diffusers' own training loop made (linear
 schedule, 1000 indices drawn uniformly, as many steps and images as ours, a U-Net of the same
-size), none of which it has seen. An encoder of its own is trained for the latter, and for ours
-with t drawn uniformly as well. Each over several seeds of the sampler.
+size), none of which it has seen. For the latter encoders of their own are trained, too, and for
+ours on the loop's terms: t drawn uniformly, predicting the noise, or v where the loop does. Two
+seeds of the training say how much such numbers vary, several of the sampler how much one does.
 """
 
 import csv
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,23 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 
-from scorevae.autoencoders import ScoreVAE
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.config import read_tree
 from scorevae.data.arrays import to_tensor
 from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio, sharpness
 from scorevae.runtime.files import replacing
 
 SEEDS = range(4)  # of the sampler
+TRAININGS = range(2)  # seeds of a prior and its encoder
+PREDICTIONS = {"noise": "epsilon", "velocity": "v_prediction"}  # ours, diffusers' word for it
 PATH = click.Path(path_type=Path)
 
 
-def train_by_diffusers(trained: Trained, folder: Path) -> None:
+def train_by_diffusers(trained: Trained, folder: Path, prediction: str, seed: int) -> None:
     """A DDPM as diffusers' documentation trains one, on the pipeline's training images."""
     preset = trained.config.selected
     network, settings, image = preset.prior.network, preset.prior.training, preset.data.image
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     unet = UNet2DModel(
         sample_size=image.size, in_channels=image.channels, out_channels=image.channels,
         layers_per_block=network.blocks, block_out_channels=tuple(network.channels),
@@ -47,7 +52,7 @@ def train_by_diffusers(trained: Trained, folder: Path) -> None:
         up_block_types=("UpBlock2D",) * len(network.channels),
         norm_num_groups=network.groups, add_attention=False,
     )  # fmt: skip
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type=prediction)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
     ema = EMAModel(unet.parameters(), decay=settings.ema)
@@ -56,7 +61,8 @@ def train_by_diffusers(trained: Trained, folder: Path) -> None:
         clean = images[torch.randint(len(images), (settings.batch,))]
         noise, index = torch.randn_like(clean), torch.randint(1000, (settings.batch,))
         predicted = unet(scheduler.add_noise(clean, noise, index), index).sample
-        loss = torch.nn.functional.mse_loss(predicted, noise)
+        target = noise if prediction == "epsilon" else scheduler.get_velocity(clean, noise, index)
+        loss = torch.nn.functional.mse_loss(predicted, target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), settings.clip)
         optimizer.step()
@@ -101,31 +107,31 @@ def measure(label: str, trained: Trained, models: Path, prior: Path) -> dict[str
     return row
 
 
-def trained_here(trained: Trained) -> list[dict[str, Any]]:
+def trained_here(trained: Trained) -> Iterator[dict[str, Any]]:
     """Rows of the priors that are trained for this table, and of encoders of their own."""
     preset, steps = trained.config.preset, trained.config.selected.prior.training.steps
     key = f"presets.{preset}.prior"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train_by_diffusers(trained, folder / "ddpm")
-        source = {"format": "diffusers", "path": str(folder / "ddpm")}
-        foreign = {
-            f"{key}.source": "pretrained",
-            f"{key}.pretrained": source | {"revision": None, "sha256": None},
-            f"{key}.training.steps": 0,
-        }
         longer = with_prior(folder / "longer", trained, {f"{key}.training.steps": 2 * steps})
-        uniform = with_prior(folder / "uniform", trained, {f"{key}.time": "uniform"}, encoder=True)
-        imported = with_prior(folder / "imported", trained, foreign, encoder=True)
-        return [
-            measure("ours, trained twice as long", trained, trained.models, longer),
-            measure("of diffusers' loop", trained, trained.models, imported),
-            measure("of diffusers' loop, its own encoder", trained, imported.parent, imported),
-            measure(
-                "ours, t uniform as in that loop, its own encoder",
-                trained, uniform.parent, uniform,
-            ),
-        ]  # fmt: skip
+        yield measure("ours, trained twice as long", trained, trained.models, longer)
+        for (output, prediction), seed in product(PREDICTIONS.items(), TRAININGS):
+            label = f"{output}, seed {seed}"
+            ours = {"seed": seed, f"{key}.time": "uniform", f"{key}.network.output": output}
+            prior = with_prior(folder / f"ours {label}", trained, ours, encoder=True)
+            yield measure(f"ours as the loop: {label}, own encoder", trained, prior.parent, prior)
+            ddpm = folder / f"ddpm {label}"
+            train_by_diffusers(trained, ddpm, prediction, seed)
+            source = {"format": "diffusers", "path": str(ddpm), "revision": None, "sha256": None}
+            foreign = {
+                "seed": seed,
+                f"{key}.source": "pretrained",
+                f"{key}.pretrained": source,
+                f"{key}.training.steps": 0,
+            }
+            prior = with_prior(folder / f"loop {label}", trained, foreign, encoder=True)
+            yield measure(f"diffusers' loop: {label}, own encoder", trained, prior.parent, prior)
+            yield measure(f"diffusers' loop: {label}, unseen", trained, trained.models, prior)
 
 
 def with_prior(
@@ -158,13 +164,15 @@ def main(other: Path | None, images: int | None, output: Path) -> None:
     own = trained.models / "prior.safetensors"
     rows = [measure("the encoder's own", trained, trained.models, own)]
     if other is None:
-        rows += trained_here(trained)
+        further = trained_here(trained)
     else:
-        rows.append(measure(other.parent.name, trained, trained.models, other))
-    with replacing(output) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        further = iter([measure(other.parent.name, trained, trained.models, other)])
+    for row in further:
+        rows.append(row)
+        with replacing(output) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

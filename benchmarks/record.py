@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))  # this checkout's code
 
 import click
 
-from scorevae.autoencoders import SYSTEMS
+from scorevae.autoencoders.table import SYSTEMS
 from scorevae.config import load_config
 
 Run = Mapping[str, Mapping[str, Any]]  # system -> metric -> value, a metrics.json

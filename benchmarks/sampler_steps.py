@@ -9,7 +9,7 @@ from the same latents and the same x_1.
 import click
 from common import DOCS, open_trained
 
-from scorevae.autoencoders import ScoreVAE
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.evaluation import figures
 from scorevae.evaluation.parts import samplers
 from scorevae.runtime.files import replacing

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from common import DOCS, ROOT, NoState, Trained, open_trained
 from torch import nn
 
-from scorevae.autoencoders import ScoreVAE
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.config import TrainingConfig
 from scorevae.data.batches import batches
 from scorevae.evaluation.figures import save

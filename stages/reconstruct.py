@@ -11,7 +11,8 @@ check_environment()
 
 import click
 
-from scorevae.autoencoders import decoding_of, systems_of, weight_files, write_decoding
+from scorevae.autoencoders.decoding import decoding_of, write_decoding
+from scorevae.autoencoders.table import systems_of, weight_files
 from scorevae.config import load_config
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
 from scorevae.reconstructions import reconstruct, save

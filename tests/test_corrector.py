@@ -17,7 +17,7 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from scorevae.autoencoders import ScoreVAE, ScoreVAEPlus
+from scorevae.autoencoders.score_vae import ScoreVAE, ScoreVAEPlus
 from scorevae.config import ObjectiveConfig
 from scorevae.errors import UserError
 from scorevae.networks.corrector import CorrectorHeader, TrainedCorrector, load_corrector

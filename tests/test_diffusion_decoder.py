@@ -10,7 +10,7 @@ from test_objectives import COUNT, DISTRIBUTIONS, assert_lower, encoder_losses
 from tiny import scramble, tiny_config, write_diffusion_decoder, write_prior
 from torch import Tensor, nn
 
-from scorevae.autoencoders import DiffusionDecoder
+from scorevae.autoencoders.diffusion_decoder import DiffusionDecoder
 from scorevae.config import Config, ObjectiveConfig
 from scorevae.errors import UserError
 from scorevae.evaluation.bound import likelihood_bound

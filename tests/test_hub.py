@@ -21,7 +21,8 @@ from tiny import (
 )
 
 from scorevae import VAE, DiffusionDecoder, ScoreVAE, ScoreVAEPlus
-from scorevae.autoencoders import System, decoding_of, write_decoding
+from scorevae.autoencoders.decoding import decoding_of, write_decoding
+from scorevae.autoencoders.system import System
 from scorevae.errors import UserError
 
 KINDS: dict[type[System], list[str]] = {

@@ -49,7 +49,9 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
-PACKAGES = {"runtime", "networks", "data", "training", "evaluation", "commands"}
+PACKAGES = {
+    "runtime", "networks", "data", "training", "autoencoders", "evaluation", "commands",
+}  # fmt: skip
 
 
 def own_imports(module: str) -> set[str]:
@@ -77,7 +79,7 @@ def test_everything_has_one_place() -> None:
 
 def test_the_root_is_small() -> None:
     """Catches a module beside the packages instead of in one."""
-    assert len(list(PACKAGE.glob("*.py"))) <= 13
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
 def test_imports_go_downwards() -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.manifold import TSNE
 from test_parts import TOY, usual  # noqa: F401 (a fixture)
 
-from scorevae.autoencoders import MODEL
+from scorevae.autoencoders.table import MODEL
 from scorevae.errors import Unavailable, UserError
 from scorevae.evaluation import tsne as module
 from scorevae.evaluation.part import Found, Part, Subject

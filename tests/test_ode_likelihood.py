@@ -8,7 +8,7 @@ from oracles import GaussianMixture, five_errors, normal, scalar, seeded, vector
 from tiny import save_tiny_models, tiny_config, write_prior
 from torch import Tensor
 
-from scorevae.autoencoders import ScoreVAE
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.errors import UserError
 from scorevae.evaluation.bound import likelihood_bound
 from scorevae.evaluation.ode import (

@@ -13,7 +13,7 @@ from oracles import vector
 from tiny import EVALUATE, tiny_config, write_encoder, write_prior, write_vae
 from torch import nn
 
-from scorevae.autoencoders import BASELINE, MODEL
+from scorevae.autoencoders.table import BASELINE, MODEL
 from scorevae.config import read_tree
 from scorevae.data.arrays import Split, to_tensor
 from scorevae.errors import Unavailable

@@ -123,14 +123,16 @@ GUIDED = dict(
 )  # fmt: skip
 
 
-def write_guided(path: Path, settings: dict, *, learned: bool = False, **further) -> nn.Module:
+def write_guided(
+    path: Path, settings: dict, *, learned: bool = False, channels: int = 3, **further
+) -> nn.Module:
     """A state dict of the original network, as azula ships it, with random weights."""
     unet = pytest.importorskip("azula.plugins.adm._src.unet", reason="azula is not installed")
     network = unet.UNetModel(
         image_size=8,
-        in_channels=3,
+        in_channels=channels,
         model_channels=settings["channels"],
-        out_channels=3 * (1 + learned),
+        out_channels=channels * (1 + learned),
         num_res_blocks=settings["blocks"],
         attention_resolutions=[8 // side for side in settings["attention"]],
         channel_mult=settings["multipliers"],

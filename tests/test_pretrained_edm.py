@@ -79,12 +79,14 @@ EDMS: dict[str, tuple[dict[str, Any], Callable[..., Tensor], tuple[float, float]
 }
 
 
-def pickled(path: Path, precond: str = "EDMPrecond", **changes: Any) -> nn.Module:
+def pickled(
+    path: Path, precond: str = "EDMPrecond", *, channels: int = 2, **changes: Any
+) -> nn.Module:
     """Write a pickle of EDM; gives the network in it."""
-    fourier = precond == "VEPrecond"
-    network = SongUNetConfig(**SONG | (NCSNPP if fourier else {})).build()
+    fourier, sides = precond == "VEPrecond", dict(in_channels=channels, out_channels=channels)
+    network = SongUNetConfig(**SONG | sides | (NCSNPP if fourier else {})).build()
     randomise(network, 21)
-    arguments = ARGUMENTS | (FOURIER if fourier else {}) | changes.pop("arguments", {})
+    arguments = ARGUMENTS | sides | (FOURIER if fourier else {}) | changes.pop("arguments", {})
     constants = EDMS[precond][0] if precond in EDMS else {}
     given = dict(precond=precond, constants=constants, arguments=arguments) | changes
     save_edm(path, network, SOURCE, **given)

@@ -9,11 +9,14 @@ import torch
 from click.testing import CliRunner
 from pipeline import ROOT, run, set_params
 from safetensors import safe_open
-from test_pretrained import HO, edit, write_pipeline
+from test_pretrained import GUIDED, HO, edit, guided_config, write_guided, write_pipeline
+from test_pretrained_edm import pickled
+from test_pretrained_score_sde import checkpoint, settings_of
 from tiny import NO_PARTS, tiny_config, write_encoder, write_prior
 
-from scorevae.autoencoders import ScoreVAE, ScoreVAEPlus
+from scorevae.autoencoders.score_vae import ScoreVAE, ScoreVAEPlus
 from scorevae.commands.priors import main as priors
+from scorevae.config import ImageConfig
 from scorevae.errors import UserError
 from scorevae.networks.prior import load_prior
 
@@ -56,6 +59,60 @@ def test_the_pipeline_goes_on_from_a_prior_of_others(workspace: Path) -> None:
     assert "not trained with" not in page
     images = ScoreVAE.load("models/digits", device="cpu").sample(2)
     assert torch.isfinite(images).all()
+
+
+def guided(name: str) -> dict:
+    """A file of guided- or improved-diffusion, and the settings that ask for it."""
+    learned = name == "improved_diffusion"
+    write_guided(Path("theirs.pt"), GUIDED, learned=learned, channels=1)
+    return guided_config(
+        Path("theirs.pt"), GUIDED, format=name, learned_variance=learned
+    ).model_dump()
+
+
+def score_sde(name: str) -> dict:
+    """A checkpoint of score_sde, likewise."""
+    settings = settings_of(Path("theirs.pth"), "vp")
+    checkpoint(settings, ImageConfig(channels=1, size=8))
+    return settings.model_dump()
+
+
+def edm(name: str) -> dict:
+    """A pickle of EDM, converted as the documentation says."""
+    pickled(Path("theirs.pkl"), channels=1)
+    done = CliRunner().invoke(priors, ["convert-edm", "theirs.pkl", "theirs.safetensors"])
+    assert done.exit_code == 0, done.output
+    return {"format": name, "path": "theirs.safetensors", "sha256": None}
+
+
+def own(name: str) -> dict:
+    """A prior of ours."""
+    write_prior(Path("theirs.safetensors"), tiny_config())
+    return {"format": name, "path": "theirs.safetensors", "sha256": None}
+
+
+FORMATS = {
+    "guided_diffusion": guided,
+    "improved_diffusion": guided,
+    "score_sde": score_sde,
+    "edm": edm,
+    "own": own,
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_goes_to_the_end(workspace: Path, name: str) -> None:
+    """Catches a format that a later stage cannot read: from its file to the report."""
+    source = {"presets.digits.prior.pretrained": FORMATS[name](name)}
+    known = {} if name == "own" else {"sde.t_min": 0.05, "sde.t_max": 0.6}
+    set_params(**pretrained("") | source | known)
+    for stage in ("train_prior", "train_encoder", "reconstruct", "evaluate"):
+        result = run(stage)
+        assert result.exit_code == 0, f"{stage}: {result.output}{result.exception!r}"
+    origin = header(PRIOR)["network"].get("origin", "own")
+    assert origin.lower().startswith(name)
+    assert torch.isfinite(ScoreVAE.load("models/digits", device="cpu").sample(2)).all()
 
 
 def test_fine_tuning_goes_on_from_its_weights(workspace: Path) -> None:

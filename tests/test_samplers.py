@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import save_tiny_models
 
-from scorevae.autoencoders import DEFAULT_SAMPLING, ScoreVAE
+from scorevae.autoencoders.manner import DEFAULT_SAMPLING
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
 from scorevae.evaluation.parts import guidance, samplers

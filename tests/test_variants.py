@@ -18,15 +18,10 @@ from oracles import seeded
 from pipeline import ROOT, command, contents, run, set_params
 from tiny import NO_PARTS, save_tiny_models, tiny_config, write_corrector, write_diffusion_decoder
 
-from scorevae.autoencoders import (
-    DRAWING,
-    SYSTEMS,
-    DiffusionDecoder,
-    DiffusionSystem,
-    ScoreVAE,
-    ScoreVAEPlus,
-    systems_of,
-)
+from scorevae.autoencoders.diffusion_decoder import DiffusionDecoder
+from scorevae.autoencoders.drawing import DiffusionSystem
+from scorevae.autoencoders.score_vae import ScoreVAE, ScoreVAEPlus
+from scorevae.autoencoders.table import DRAWING, SYSTEMS, systems_of
 from scorevae.commands.sync import read_results
 from scorevae.errors import UserError
 from scorevae.networks.conditional import load_diffusion_decoder

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scorevae.autoencoders import DiffusionSystem, System, chosen_z
+from scorevae.autoencoders.drawing import DiffusionSystem, chosen_z
+from scorevae.autoencoders.system import System
 from scorevae.config import Config
 from scorevae.data.arrays import read_array
 from scorevae.errors import UserError

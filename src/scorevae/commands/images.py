@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scorevae.errors import UserError
 
 if TYPE_CHECKING:
-    from scorevae.autoencoders import ScoreVAE
+    from scorevae.autoencoders.score_vae import ScoreVAE
     from scorevae.shapes import Images
 
 

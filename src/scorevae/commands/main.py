@@ -24,7 +24,7 @@ from scorevae.commands.sync import main as sync
 from scorevae.errors import UserError
 
 if TYPE_CHECKING:
-    from scorevae.autoencoders import ScoreVAE
+    from scorevae.autoencoders.score_vae import ScoreVAE
 
 PATH = click.Path(path_type=Path)
 IMAGES = click.argument("images", nargs=-1, required=True, type=PATH)
@@ -61,7 +61,7 @@ def main() -> None:
 
 def load(model: Path | None, device: str | None, batch: int) -> "ScoreVAE":
     """The model of a folder, or of the preset of params.yaml in this folder."""
-    from scorevae.autoencoders import ScoreVAE
+    from scorevae.autoencoders.score_vae import ScoreVAE
     from scorevae.config import load_config
 
     if model is None:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from scorevae.autoencoders import default_device
+from scorevae.autoencoders.devices import default_device
 from scorevae.config import Config, EvaluateConfig, TrainingConfig
 from scorevae.networks.encoder import EncoderHeader
 from scorevae.networks.prior import PriorHeader

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from scorevae.autoencoders import BASELINE, DRAWING, MODEL, SYSTEMS
+from scorevae.autoencoders.table import BASELINE, DRAWING, MODEL, SYSTEMS
 from scorevae.config import load_config
 from scorevae.data.arrays import load_split
 from scorevae.errors import UserError

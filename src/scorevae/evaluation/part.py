@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scorevae.autoencoders import MODEL, SYSTEMS, DiffusionSystem, ScoreVAE, System, systems_of
+from scorevae.autoencoders.drawing import DiffusionSystem
+from scorevae.autoencoders.score_vae import ScoreVAE
+from scorevae.autoencoders.system import System
+from scorevae.autoencoders.table import MODEL, SYSTEMS, systems_of
 from scorevae.config import Config, Section
 from scorevae.data.arrays import Split, to_tensor, to_unit_range
 from scorevae.errors import Unavailable

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scorevae.autoencoders import SYSTEMS
+from scorevae.autoencoders.table import SYSTEMS
 from scorevae.config import Config
 from scorevae.errors import Unavailable, UserError, in_a_line
 from scorevae.evaluation import figures

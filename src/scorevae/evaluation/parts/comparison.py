@@ -8,14 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from scorevae.autoencoders import (
-    BASELINE,
-    MODEL,
-    SYSTEMS,
-    DiffusionSystem,
-    default_device,
-    systems_of,
-)
+from scorevae.autoencoders.devices import default_device
+from scorevae.autoencoders.drawing import DiffusionSystem
+from scorevae.autoencoders.table import BASELINE, MODEL, SYSTEMS, systems_of
 from scorevae.config import Config
 from scorevae.errors import Unavailable
 from scorevae.evaluation import lpips, metrics

@@ -1,6 +1,6 @@
 """How far samples are from test images, as distributions, in two feature spaces."""
 
-from scorevae.autoencoders import MODEL
+from scorevae.autoencoders.table import MODEL
 from scorevae.evaluation.features import FeatureFn, distances, load_inception, locate_inception
 from scorevae.evaluation.part import Found, Numbers, Part, Subject
 from scorevae.evaluation.report.tables import Metric

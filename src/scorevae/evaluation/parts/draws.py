@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scorevae.autoencoders import MODEL, SYSTEMS, DiffusionSystem, System
+from scorevae.autoencoders.drawing import DiffusionSystem
+from scorevae.autoencoders.system import System
+from scorevae.autoencoders.table import MODEL, SYSTEMS
 from scorevae.config import Config
 from scorevae.evaluation.figures import Figure, image_rows, name_columns
 from scorevae.evaluation.metrics import l2_distances

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 
-from scorevae.autoencoders import DRAWING, MODEL, SYSTEMS
+from scorevae.autoencoders.table import DRAWING, MODEL, SYSTEMS
 from scorevae.data.arrays import to_tensor
 from scorevae.evaluation.bound import Bound, likelihood_bound
 from scorevae.evaluation.figures import Figure

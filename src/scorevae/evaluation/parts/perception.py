@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scorevae.autoencoders import SYSTEMS
+from scorevae.autoencoders.table import SYSTEMS
 from scorevae.errors import Unavailable
 from scorevae.evaluation.features import FEATURES, FeatureFn, Features, frechet_distance
 from scorevae.evaluation.figures import Figure, lines

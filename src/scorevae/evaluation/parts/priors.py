@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scorevae.autoencoders import MODEL, SYSTEMS
+from scorevae.autoencoders.table import MODEL, SYSTEMS
 from scorevae.evaluation.part import Found, Part, Subject
 from scorevae.evaluation.report.page import Cell, Label, Number, Table
 from scorevae.networks.prior import PRIOR, PriorHeader, decoding_prior

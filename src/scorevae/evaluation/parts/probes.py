@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 
-from scorevae.autoencoders import MODEL, SYSTEMS
+from scorevae.autoencoders.table import MODEL, SYSTEMS
 from scorevae.data.arrays import to_tensor, to_unit_range
 from scorevae.evaluation.figures import Figure
 from scorevae.evaluation.part import Caption, Columns, Found, Numbers, Part, Subject

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from scorevae.autoencoders import ScoreVAE
+from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.config import SamplingConfig
 from scorevae.evaluation.figures import Figure, lines, logarithmic
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity

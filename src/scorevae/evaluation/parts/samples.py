@@ -1,6 +1,6 @@
 """Images drawn from the prior, and from the model with z ~ N(0, I)."""
 
-from scorevae.autoencoders import MODEL, SYSTEMS
+from scorevae.autoencoders.table import MODEL, SYSTEMS
 from scorevae.evaluation.figures import image_grid
 from scorevae.evaluation.part import Caption, Found, Part, Subject
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from scorevae.autoencoders import MODEL
+from scorevae.autoencoders.table import MODEL
 from scorevae.errors import Unavailable
 from scorevae.evaluation.figures import Figure, image_rows
 from scorevae.evaluation.metrics import l2_distances

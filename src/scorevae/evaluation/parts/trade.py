@@ -8,7 +8,7 @@ nearest of all and smoothest (Blau & Michaeli 2018, arXiv 1711.06077).
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scorevae.autoencoders import BASELINE, SYSTEMS
+from scorevae.autoencoders.table import BASELINE, SYSTEMS
 from scorevae.evaluation.figures import Figure, lines
 from scorevae.evaluation.metrics import l2_distances, sharpness
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scorevae.autoencoders import MODEL, SYSTEMS
+from scorevae.autoencoders.table import MODEL, SYSTEMS
 from scorevae.config import Config
 from scorevae.evaluation.part import Found, Part
 from scorevae.evaluation.report.page import (

@@ -1,0 +1,1 @@
+"""Trained systems: images to latents and back."""

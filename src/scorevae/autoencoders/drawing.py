@@ -1,0 +1,376 @@
+"""Auto-encoders that draw from p(x|z) by a reverse process."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, Self, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scorevae.autoencoders.system import LatentHeader, System
+from scorevae.config import DecodingConfig, ProtocolConfig, SamplingConfig
+from scorevae.data.arrays import to_unit_range
+from scorevae.data.given import Batches, Given, Pictures, over, reporting
+from scorevae.errors import UserError
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.networks.conditional import DiffusionDecoderHeader
+from scorevae.networks.corrector import CorrectorHeader
+from scorevae.networks.encoder import EncoderHeader
+from scorevae.networks.prior import Prior
+from scorevae.networks.weights import Trained
+from scorevae.randomness import make_generator
+from scorevae.sampling import KeptBatches, Report, draw_in_batches
+from scorevae.score import ConditionalScore, Encoder, ScoreFn
+from scorevae.sde import SDE
+from scorevae.shapes import Groups, Images, Latents
+
+ZKind = Literal["mean", "sample"]
+DrawingHeader = EncoderHeader | CorrectorHeader | DiffusionDecoderHeader
+
+
+def chosen_z(posterior: DiagonalGaussian, kind: ZKind, seed: int) -> Latents:
+    """The z that is reconstructed from: the mean of q(z|x_0), or a sample of it."""
+    if kind == "mean":
+        return posterior.mean
+    return posterior.sample(make_generator("cpu", seed, "reconstruct", "z"))
+
+
+class DiffusionSystem(System):
+    """What draws from p(x|z) by a reverse process: a score for each z, and an encoder.
+
+    With a deterministic sampler (ddim, heun, dpm_solver_pp) ``batch`` does not change results
+    beyond rounding, with a stochastic one the noise depends on it.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Trained],
+        header: LatentHeader,
+        sde: SDE,
+        posterior: ConditionalScore,
+        *,
+        sampling: SamplingConfig,
+        guidance: float,
+        batch: int,
+    ) -> None:
+        """Draw by these scores, of the networks among ``weights``, under this process."""
+        super().__init__(weights, header, batch)
+        self.sde, self.posterior = sde, posterior
+        self.sampling, self.guidance = sampling, guidance
+
+    @property
+    def z(self) -> ZKind:
+        """Which z :meth:`reconstruct` decodes: the mean of q(z|x_0), or a sample, as in a run."""
+        return self.sampling.z if isinstance(self.sampling, ProtocolConfig) else "mean"
+
+    def _facts(self) -> list[str]:
+        sampling = self.sampling
+        return [f"{sampling.sampler} in {sampling.steps} steps", f"guidance {self.guidance:g}"]
+
+    def _decoding(self) -> DecodingConfig:
+        protocol = ProtocolConfig(**{**self.sampling.model_dump(), "z": self.z})
+        return DecodingConfig(
+            format=1, beta=self.beta, guidance=self.guidance, prior=None, protocol=protocol
+        )
+
+    def with_sampling(self, sampling: SamplingConfig) -> Self:
+        """The same networks, with images drawn in another way.
+
+        Args:
+            sampling: sampler, grid, steps, noise and clamping; a
+                :class:`scorevae.config.ProtocolConfig` says which z to reconstruct from besides.
+        """
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
+
+    def with_noise_scale(self, noise_scale: float) -> Self:
+        """The same with τ: 1 is the model's own draw, less is nearer and smoother.
+
+        What decodes goes by τ. :meth:`sample`, :meth:`sample_prior` and :meth:`decode_draws` are
+        draws from the distributions themselves, with τ = 1 always.
+
+        Args:
+            noise_scale: τ, 0 or more.
+        """
+        return self.with_sampling(self.sampling.model_copy(update={"noise_scale": noise_scale}))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of its scores."""
+        return self.posterior.encoder
+
+    def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
+        """s(x_t, z, t), a function of x_t and t, on the device.
+
+        Args:
+            z: latents, (count, latent), on the device.
+            guidance: γ as in :meth:`scorevae.score.ConditionalScore.score`.
+        """
+        return self.posterior.score(z, guidance=guidance)
+
+    def decode(
+        self,
+        z: Latents,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        x_1: Images | None = None,
+        shared: int = 1,
+        report: Report | None = None,
+        kept: KeptBatches | None = None,
+        progress: bool = False,
+    ) -> Images:
+        """Draw one image from p(x|z) for each latent; (count, C, H, W), about [0, 1].
+
+        Args:
+            z: latents, (count, latent).
+            guidance: γ of :meth:`score`, 0 or more: 0 is the prior alone, 1 Bayes' rule; None is
+                the model's own, ``self.guidance``.
+            seed: of x_1 and of the sampler's noise.
+            x_1: the noise to start from, standard normal, (count, C, H, W), instead of a draw.
+            shared: so many consecutive latents see the same noise of the sampler.
+            report: called with the number of images done.
+            kept: batches that an interrupted call finished; those of this call are added.
+            progress: show how many images are done, where there is no ``report``.
+
+        Raises:
+            UserError: latents or x_1 have the wrong shape.
+        """
+        gamma = self.guidance if guidance is None else guidance
+        self._check_latents(z)
+        x_1 = self._noise(len(z), seed) if x_1 is None else x_1
+        if x_1.shape != (shape := (len(z), *self.image_shape)):
+            raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {shape}")
+
+        def score(rows: slice) -> ScoreFn:
+            return self.score(z[rows].to(self.device), guidance=gamma)
+
+        with reporting("decode", len(z), progress and report is None) as shown:
+            return self._draw(score, x_1, seed, shared, report or shown, kept)
+
+    @overload
+    def reconstruct(  # type: ignore[overload-overlap]
+        self,
+        images: Pictures,
+        *,
+        guidance: float | None = ...,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> Images: ...
+    @overload
+    def reconstruct(
+        self,
+        images: Batches,
+        *,
+        guidance: float | None = ...,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> Iterator[Images]: ...
+    def reconstruct(
+        self,
+        images: Given,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        resize: bool = False,
+        progress: bool = False,
+    ) -> Images | Iterator[Images]:
+        """Encode to z and draw from p(x|z) as the run did; (count, C, H, W), about [0, 1].
+
+        The same images, seed and batch give what the stage ``reconstruct`` wrote.
+
+        Args:
+            images: as :meth:`encode`.
+            guidance: as :meth:`decode`.
+            seed: of all noise; the further batches of a stream have seeds that follow from it.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Returns:
+            One image for each; for an iterable of batches, a generator of those of each batch.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+
+        def run(x: Images, seed: int, report: Report) -> Images:
+            z = chosen_z(self._encode(x), self.z, seed)
+            return self.decode(z, guidance=guidance, seed=seed, report=report)
+
+        return over(
+            images, self.image, run, name="reconstruct", seed=seed, resize=resize, shown=progress
+        )
+
+    def sample(
+        self, count: int, *, guidance: float = 1.0, seed: int = 0, progress: bool = False
+    ) -> Images:
+        """Draw z ~ N(0, I), then x ~ p(x|z) with τ = 1: (count, C, H, W), about [0, 1].
+
+        Args:
+            count: how many, 0 or more.
+            guidance: γ of :meth:`score`; 1 is the model's own distribution.
+            seed: of z and of all other noise.
+            progress: show how many images are done.
+
+        Raises:
+            UserError: the count is negative.
+        """
+        _check_count(count)
+        z = torch.randn(count, self.latent, generator=make_generator("cpu", seed, "z"))
+        own = self.with_noise_scale(1.0)
+        return own.decode(z, guidance=guidance, seed=seed, progress=progress)
+
+    def sample_prior(self, count: int, *, seed: int = 0) -> Images:
+        """Draw from the unconditional diffusion model: (count, C, H, W), about [0, 1].
+
+        Args:
+            count: how many, 0 or more.
+            seed: of all noise.
+
+        Raises:
+            UserError: the count is negative.
+        """
+        _check_count(count)
+        own = self.with_noise_scale(1.0)
+        return own._draw(lambda rows: own.posterior.prior, own._noise(count, seed), seed)
+
+    def interpolate(
+        self,
+        first: Pictures,
+        second: Pictures,
+        steps: int,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        resize: bool = False,
+        progress: bool = False,
+    ) -> Float[Tensor, "pairs steps channel height width"]:
+        """Images along the straight line between the latents of each pair, ends included.
+
+        Every image of a pair sees the same noise, as in :meth:`decode_groups`, so that only z
+        changes along the line. Other paths: :func:`scorevae.evaluation.parts.interpolations.arc`.
+
+        Args:
+            first: where lines begin, as :meth:`encode`, but no stream.
+            second: where they end, as many.
+            steps: images of a line, its ends included.
+            guidance: as :meth:`decode`.
+            seed: of all noise.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Raises:
+            UserError: as :meth:`encode`; streams, or another number of second images.
+        """
+        ends = [self.encode(given, resize=resize) for given in (first, second)]
+        if not all(isinstance(end, DiagonalGaussian) for end in ends):
+            raise UserError("interpolate: got an iterable of batches; give images, pair by pair")
+        start, end = (found.mean for found in ends)
+        if len(start) != len(end):
+            raise UserError(f"interpolate: {len(start)} first, {len(end)} second; give as many")
+        weight = torch.linspace(0, 1, steps)[None, :, None]
+        z = (1 - weight) * start[:, None] + weight * end[:, None]
+        return self.decode_groups(z, guidance=guidance, seed=seed, progress=progress)
+
+    def decode_groups(
+        self,
+        z: Float[Tensor, "group member latent"],
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Groups:
+        """Draw one image for each latent, all members of a group from the same noise.
+
+        That is the same x_1 and the same noise of the sampler: within a group only z changes.
+
+        Args:
+            z: latents, (groups, members, latent).
+            guidance: as :meth:`decode`.
+            seed: of all noise.
+            progress: show how many images are done.
+        """
+        groups, members, _ = z.shape
+        x_1 = self._noise(groups, seed).repeat_interleave(members, dim=0)
+        z = z.flatten(0, 1)
+        images = self.decode(
+            z, guidance=guidance, seed=seed, x_1=x_1, shared=members, progress=progress
+        )
+        return images.unflatten(0, (groups, members))
+
+    def decode_draws(
+        self, z: Latents, draws: int, *, guidance: float = 1.0, seed: int = 0
+    ) -> Groups:
+        """Draw so many images from p(x|z), with τ = 1, for each latent, each from its own noise.
+
+        Args:
+            z: latents, (count, latent).
+            draws: images for each, 1 or more.
+            guidance: γ of :meth:`score`; 1 is the model's own distribution.
+            seed: of all noise.
+
+        Raises:
+            UserError: no draws are asked for, or latents have the wrong shape.
+        """
+        if draws < 1:
+            raise UserError(f"draws: got {draws}; give 1 or more")
+        own, z = self.with_noise_scale(1.0), z.repeat_interleave(draws, dim=0)
+        images = own.decode(z, guidance=guidance, seed=seed)
+        return images.unflatten(0, (-1, draws))
+
+    def _noise(self, count: int, seed: int) -> Images:
+        return torch.randn(count, *self.image_shape, generator=make_generator("cpu", seed, "x_1"))
+
+    def _draw(
+        self,
+        score: Callable[[slice], ScoreFn],
+        x_1: Images,
+        seed: int,
+        shared: int = 1,
+        report: Report = lambda done: None,
+        kept: KeptBatches | None = None,
+    ) -> Images:
+        if len(x_1) == 0:
+            return x_1
+        x_0 = draw_in_batches(
+            score,
+            self.sde,
+            x_1,
+            self.sampling,
+            device=self.device,
+            batch=self.batch,
+            seed=seed,
+            shared=shared,
+            report=report,
+            kept=kept,
+        )
+        return to_unit_range(x_0)
+
+
+def _check_count(count: int) -> None:
+    if count < 0:
+        raise UserError(f"count: got {count}; give 0 or more")
+
+
+def beside(prior: Prior, other: DrawingHeader, role: str) -> Prior:
+    """The prior under the process of what was trained with it, or with another prior.
+
+    Scores add up under one process and in one image space.
+
+    Raises:
+        UserError: the prior knows other images, another process or less of its noise.
+    """
+    if (ours := other.image) != (theirs := prior.header.image):
+        raise UserError(
+            f"the {role}'s image is ({ours}), the prior's ({theirs}); train the {role} "
+            "with this prior"
+        )
+    try:
+        return prior.under(other.sde)
+    except UserError as error:
+        reason = f"the {role}'s sde is ({other.sde}), not the prior's ({error})"
+        raise UserError(f"{reason}; or train the {role} with this prior") from None

@@ -1,0 +1,249 @@
+"""ScoreVAE, and ScoreVAE+ which corrects its score."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, overload
+
+import torch
+
+from scorevae.autoencoders.devices import chosen_device, place
+from scorevae.autoencoders.drawing import DiffusionSystem, beside
+from scorevae.autoencoders.manner import DEFAULT_SAMPLING, decoding_manner
+from scorevae.autoencoders.names import CORRECTOR, ENCODER
+from scorevae.autoencoders.system import DEFAULT_BATCH, joined
+from scorevae.config import SamplingConfig
+from scorevae.data.given import Batches, Given, Pictures, over
+from scorevae.errors import UserError
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.networks.corrector import TrainedCorrector, load_corrector
+from scorevae.networks.encoder import TrainedEncoder, load_encoder
+from scorevae.networks.prior import PRIOR, Prior, load_prior
+from scorevae.networks.weights import Trained
+from scorevae.randomness import make_generator
+from scorevae.sampling import Report
+from scorevae.score import Posterior, conditional_score, prior_score
+from scorevae.sde import perturb
+from scorevae.shapes import Images
+
+
+class ScoreVAE(DiffusionSystem):
+    """p(x|z) ∝ p(x) q(z|x): a diffusion prior and a time-dependent encoder, no decoder.
+
+    arXiv 2304.12141.
+    """
+
+    posterior: Posterior
+
+    def __init__(
+        self,
+        prior: Prior,
+        encoder: TrainedEncoder,
+        *,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        guidance: float = 1.0,
+        batch: int = DEFAULT_BATCH,
+    ) -> None:
+        """Combine a prior and an encoder.
+
+        Args:
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; a :class:`scorevae.config.ProtocolConfig` says which z
+                to reconstruct from besides.
+            guidance: γ of what decodes, 0 or more.
+            batch: images in one evaluation of the networks, 1 or more.
+
+        Raises:
+            UserError: prior and encoder were trained under different processes or image shapes.
+        """
+        prior = beside(prior, encoder.header, "encoder")
+        weights: dict[str, Trained] = {PRIOR: prior, ENCODER: encoder}
+        place(weights, chosen_device(device))
+        posterior = Posterior(
+            prior_score(prior.network, prior.sde),
+            encoder.network,
+            log_determinant=encoder.header.log_determinant == "full",
+        )
+        super().__init__(
+            weights,
+            encoder.header,
+            prior.sde,
+            posterior,
+            sampling=sampling,
+            guidance=guidance,
+            batch=batch,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        prior: Path | str | None = None,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig | None = None,
+        guidance: float | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> Self:
+        """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
+
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            prior: the file of another prior to decode with: the encoder stays as it is.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; None is as the run did, from the folder's
+                ``decoding.json``, or the shipped default where there is no such file.
+            guidance: γ of what decodes, 0 or more; None likewise.
+            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
+
+        Raises:
+            UserError: a file is missing, foreign or does not fit the other; no such device.
+        """
+        manner = decoding_manner(Path(folder), prior, sampling, guidance)
+        encoder = load_encoder(Path(folder) / ENCODER)
+        return manner.given_to(cls(load_prior(manner.prior), encoder, device=device, batch=batch))
+
+    @overload
+    def encode_at(  # type: ignore[overload-overlap]
+        self,
+        images: Pictures,
+        t: float,
+        *,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> DiagonalGaussian: ...
+    @overload
+    def encode_at(
+        self,
+        images: Batches,
+        t: float,
+        *,
+        seed: int = ...,
+        resize: bool = ...,
+        progress: bool = ...,
+    ) -> Iterator[DiagonalGaussian]: ...
+    def encode_at(
+        self,
+        images: Given,
+        t: float,
+        *,
+        seed: int = 0,
+        resize: bool = False,
+        progress: bool = False,
+    ) -> DiagonalGaussian | Iterator[DiagonalGaussian]:
+        """q(z|x_t, t) of images to which the noise of time t is added.
+
+        The noise follows from the seed alone: for several t it is the same, only scaled. At t = 0
+        this is :meth:`encode`.
+
+        Args:
+            images: as :meth:`encode`.
+            t: 0, or a time from the process's t_min to its t_max (``self.sde``).
+            seed: of the noise; the further batches of a stream have seeds that follow from it.
+            resize: as :meth:`encode`.
+            progress: show how many images are done.
+
+        Returns:
+            As :meth:`encode`.
+
+        Raises:
+            UserError: as :meth:`encode`, or a time at which the encoder was never trained.
+        """
+        if t != 0 and not self.sde.t_min <= t <= self.sde.t_max:
+            known = f"{self.sde.t_min} to {self.sde.t_max}"
+            raise UserError(f"t: got {t}; give 0, or a time from {known}")
+
+        def run(x: Images, seed: int, report: Report) -> DiagonalGaussian:
+            return self._encode_at(x, t, seed, report) if t else self._encode(x, report)
+
+        return over(
+            images, self.image, run, name="encode", seed=seed, resize=resize, shown=progress
+        )
+
+    @torch.no_grad()
+    def _encode_at(self, images: Images, t: float, seed: int, report: Report) -> DiagonalGaussian:
+        noise = torch.randn(images.shape, generator=make_generator("cpu", seed, "encode_at"))
+        parts, done = [], 0
+        for chunk, added in zip(images.split(self.batch), noise.split(self.batch), strict=True):
+            times = torch.full((len(chunk),), t, device=self.device)
+            x_0, added = (2 * chunk - 1).to(self.device), added.to(chunk).to(self.device)
+            parts.append(self.encoder(perturb(self.sde, x_0, times, added), times))
+            report(done := done + len(chunk))
+        return joined(parts)
+
+
+class ScoreVAEPlus(ScoreVAE):
+    """ScoreVAE+: a trained correction c(x_t, z, t) of ScoreVAE's score, s_p + ∇ln q + c.
+
+    Version 2 of arXiv 2304.12141. γ multiplies all that z adds, ∇ln q + c.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        encoder: TrainedEncoder,
+        corrector: TrainedCorrector,
+        *,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        guidance: float = 1.0,
+        batch: int = DEFAULT_BATCH,
+    ) -> None:
+        """Add a corrector to ScoreVAE.
+
+        Args:
+            prior: from :func:`scorevae.networks.prior.load_prior`.
+            encoder: from :func:`scorevae.networks.encoder.load_encoder`.
+            corrector: from :func:`scorevae.networks.corrector.load_corrector`.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; a :class:`scorevae.config.ProtocolConfig` says which z
+                to reconstruct from besides.
+            guidance: γ of what decodes, 0 or more.
+            batch: images in one evaluation of the networks, 1 or more.
+
+        Raises:
+            UserError: as ScoreVAE, or the corrector is for another process or image shape.
+        """
+        prior = beside(prior, corrector.header, "corrector")
+        super().__init__(
+            prior, encoder, device=device, sampling=sampling, guidance=guidance, batch=batch
+        )
+        self.weights = {**self.weights, CORRECTOR: corrector}
+        network = corrector.network.to(self.device)
+        self.posterior = replace(self.posterior, corrector=conditional_score(network, self.sde))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        prior: Path | str | None = None,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig | None = None,
+        guidance: float | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> Self:
+        """Load ScoreVAE's two files and ``variants/corrector.safetensors`` from a folder.
+
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            prior: the file of the prior, if it lies elsewhere. No other will do: the corrector
+                knows what this one gets wrong.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; None is as the run did, from the folder's
+                ``decoding.json``, or the shipped default where there is no such file.
+            guidance: γ of what decodes, 0 or more; None likewise.
+            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
+
+        Raises:
+            UserError: a file is missing, foreign or does not fit the others; no such device.
+        """
+        manner = decoding_manner(Path(folder), prior, sampling, guidance)
+        paths = manner.prior, Path(folder) / ENCODER
+        found, encoder = load_prior(paths[0]), load_encoder(paths[1])
+        corrector = load_corrector(Path(folder) / CORRECTOR, *paths)
+        return manner.given_to(cls(found, encoder, corrector, device=device, batch=batch))
