@@ -329,7 +329,8 @@ def test_artifacts_of_a_moved_folder(
     for name in ("mlflow.db", "mlartifacts"):
         shutil.move(dvc_root / name, moved)
     guide = (Path(__file__).parents[1] / "docs/tracking.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (lines,) = (snippet for snippet in snippets if "artifact_location" in snippet)
     lines = lines.replace("file:///former/folder", dvc_root.as_uri())
     monkeypatch.chdir(moved)
     exec(lines.replace("file:///new/folder", moved.as_uri()), {})

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PATH = click.Path(path_type=Path)
-NAME = "scorevae"  # of the model in its run
+PACKAGE = __name__.partition(".")[0]
+NAME = "model"  # of the model in its run
 EXAMPLES = 2  # images that are stored with it, to try it out
 
 
@@ -83,5 +84,5 @@ def signature(images: "np.ndarray") -> Any:  # noqa: ANN401 (MLflow's class)
 
 def requirements() -> list[str]:
     """What this package needs, in the versions that are here. MLflow's own guess takes long."""
-    names = [text.split(">")[0] for text in requires("scorevae") or []]
+    names = [text.split(">")[0] for text in requires(PACKAGE) or []]
     return [f"{name}=={version(name)}" for name in names if name != "dvc"]
