@@ -39,7 +39,7 @@ def image_rows(rows: Sequence[tuple[str, AnyImages]], title: str) -> Figure:
             pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")  # seen where a phone cuts it off
     return figure
 
 
