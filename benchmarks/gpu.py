@@ -71,9 +71,9 @@ def run(stage: str, preset: str) -> tuple[float, float]:
     return time.perf_counter() - started, memory
 
 
-def last_seconds(name: str) -> tuple[int, float]:
+def last_seconds(preset: str, name: str) -> tuple[int, float]:
     """Steps and seconds of a training, from its curve."""
-    with Path(f"results/curves/{CURVES[name]}.csv").open(newline="") as file:
+    with Path(f"results/{preset}/curves/{CURVES[name]}.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["phase"] == name]
     return int(rows[-1]["step"]), float(rows[-1]["seconds"])
 
@@ -89,7 +89,7 @@ def calibrate(tree: dict[str, Any], preset: str, steps: int) -> dict[str, float]
     for stage in STAGES[1:4]:
         run(stage, preset)
     for name in TRAININGS:
-        with Path(f"results/curves/{CURVES[name]}.csv").open(newline="") as file:
+        with Path(f"results/{preset}/curves/{CURVES[name]}.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["phase"] == name and row["loss"]]
         spent = float(rows[-1]["seconds"]) - float(rows[0]["seconds"])
         seconds[name] = spent / (int(rows[-1]["step"]) - int(rows[0]["step"]))
@@ -102,13 +102,13 @@ def report(tree: dict[str, Any], costs: dict[str, tuple[float, float]], preset: 
     lines = [f"{preset} on {device}, torch {torch.__version__}", ""]
     lines += ["| training | steps | seconds | images/s |", "|---|---|---|---|"]
     for name in TRAININGS:
-        steps, seconds = last_seconds(name)
+        steps, seconds = last_seconds(preset, name)
         rate = steps * training(tree["presets"][preset], name)["batch"] / seconds
         lines.append(f"| {name} | {steps} | {seconds:.0f} | {rate:.0f} |")
     lines += ["", "| stage | seconds | peak memory, GiB |", "|---|---|---|"]
     lines += [f"| {name} | {s:.0f} | {gib:.1f} |" for name, (s, gib) in costs.items()]
     for count in EVALUATIONS:
-        numbers = json.loads(Path(f"results/metrics_{count}.json").read_text())
+        numbers = json.loads(Path(f"results/{preset}/metrics_{count}.json").read_text())
         lines += ["", f"| {count} evaluations | ScoreVAE | VAE |", "|---|---|---|"]
         lines += [f"| {k} | {v} | {numbers['vae'][k]} |" for k, v in numbers["scorevae"].items()]
     Path("report.md").write_text("\n".join(lines) + "\n")
@@ -146,8 +146,9 @@ def main(
             costs[f"{stage}, {count} evaluations" if stage in STAGES[4:] else stage] = run(
                 stage, preset
             )
-        shutil.copy("results/metrics.json", f"results/metrics_{count}.json")
-        shutil.copytree("results/figures", f"results/figures_{count}", dirs_exist_ok=True)
+        results = Path("results") / preset
+        shutil.copy(results / "metrics.json", results / f"metrics_{count}.json")
+        shutil.copytree(results / "figures", results / f"figures_{count}", dirs_exist_ok=True)
     report(tree, costs, preset)
 
 
