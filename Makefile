@@ -9,10 +9,14 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 # puts the slow ones first, and leaves each process one thread: two that share a core only wait.
 PYTEST := $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: repro test test-faults coverage check ui docs lock clean
+.PHONY: repro new test test-faults coverage check ui docs docs-site lock clean
 
 repro: $(INSTALLED)  ## run the pipeline: download, train, reconstruct, evaluate
 	$(RUN) dvc repro
+
+MINUTES := 60
+new: $(INSTALLED)  ## a preset for images of yours: make new NAME=photos FOLDER=path/to/images
+	$(RUN) scorevae new --minutes "$(MINUTES)" -- "$(NAME)" "$(FOLDER)"
 
 test: $(INSTALLED)  ## run all tests, or those that TESTS names
 	$(PYTEST) $(TESTS)
@@ -39,9 +43,14 @@ docs: repro  ## the figures and tables of docs/results.md, about twenty minutes
 	$(RUN) python benchmarks/sampler_steps.py
 	$(RUN) python benchmarks/warm_start.py
 
+docs-site: .venv/docs/installed  ## docs/ as a site in site/
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate \
+	--no-header --upgrade --python-version 3.11
 lock: .venv/uv  ## resolve pyproject.toml anew for Python 3.11 to 3.13
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate \
-		--no-header --upgrade --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --group pyproject.toml:docs -o requirements-docs.lock
 
 clean:  ## remove the environment and caches; data, models and results stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
@@ -50,6 +59,12 @@ clean:  ## remove the environment and caches; data, models and results stay
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	touch $@
+
+.venv/docs/installed: .venv/uv requirements-docs.lock
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/docs
+	$(BIN)/uv pip install --quiet --python .venv/docs/bin/python --require-hashes \
+		-r requirements-docs.lock
 	touch $@
 
 # Bytecode now: where PYTHONDONTWRITEBYTECODE is set (containers), every stage would compile anew.

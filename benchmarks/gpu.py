@@ -85,9 +85,9 @@ def run(stage: str, preset: str) -> tuple[float, float]:
     return seconds, memory
 
 
-def last_seconds(name: str) -> tuple[int, float]:
+def last_seconds(preset: str, name: str) -> tuple[int, float]:
     """Steps and seconds of a training, from its curve."""
-    with Path(f"results/curves/{CURVES[name]}.csv").open(newline="") as file:
+    with Path(f"results/{preset}/curves/{CURVES[name]}.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["phase"] == name]
     return int(rows[-1]["step"]), float(rows[-1]["seconds"])
 
@@ -116,9 +116,9 @@ def write(tree: dict[str, Any]) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
-def speed(name: str) -> Speed:
+def speed(preset: str, name: str) -> Speed:
     """Of a training whose curve has rows at equal distances."""
-    with Path(f"results/curves/{CURVES[name]}.csv").open(newline="") as file:
+    with Path(f"results/{preset}/curves/{CURVES[name]}.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["phase"] == name and row["loss"]]
     (first, seconds), (last, until) = ((int(r["step"]), float(r["seconds"])) for r in rows[::2])
     step = (until - seconds) / (last - first)
@@ -137,7 +137,7 @@ def rehearse(
     rehearsal["presets"][preset]["test_images"] = REHEARSED
     write(rehearsal)
     costs = {stage: run(stage, preset)[0] for stage in STAGES[1:]}
-    speeds = {name: speed(name) for name in TRAININGS}
+    speeds = {name: speed(preset, name) for name in TRAININGS}
     for name, (before, step) in speeds.items():
         rate = training(tree["presets"][preset], name)["batch"] / step
         click.echo(f"rehearsal: {name}: {before:.0f} s to begin, {rate:,.0f} images/s")
@@ -196,16 +196,16 @@ def report(tree: dict[str, Any], costs: dict[str, tuple[float, float]], preset: 
     lines = [f"{preset} on {device}, torch {torch.__version__}", ""]
     lines += ["| training | steps | seconds | images/s |", "|---|---|---|---|"]
     for name in TRAININGS:
-        steps, seconds = last_seconds(name)
+        steps, seconds = last_seconds(preset, name)
         rate = steps * training(tree["presets"][preset], name)["batch"] / seconds
         lines.append(f"| {name} | {steps} | {seconds:.0f} | {rate:.0f} |")
     lines += ["", "| stage | seconds | peak memory, GiB |", "|---|---|---|"]
     lines += [f"| {name} | {s:.0f} | {gib:.1f} |" for name, (s, gib) in costs.items()]
     for count in EVALUATIONS:
-        if not Path(f"results/metrics_{count}.json").exists():
+        if not Path(f"results/{preset}/metrics_{count}.json").exists():
             lines += ["", f"{count} evaluations: not made, the minutes were over"]
             continue
-        numbers = json.loads(Path(f"results/metrics_{count}.json").read_text())
+        numbers = json.loads(Path(f"results/{preset}/metrics_{count}.json").read_text())
         lines += ["", f"| {count} evaluations | ScoreVAE | VAE |", "|---|---|---|"]
         lines += [f"| {k} | {v} | {numbers['vae'][k]} |" for k, v in numbers["scorevae"].items()]
     Path("report.md").write_text("\n".join(lines) + "\n")
@@ -220,8 +220,9 @@ def evaluate(
     write(tree)
     for stage in EVALUATION:
         costs[f"{stage}, {count} evaluations"] = run(stage, preset)
-    shutil.copy("results/metrics.json", f"results/metrics_{count}.json")
-    shutil.copytree("results/figures", f"results/figures_{count}", dirs_exist_ok=True)
+    results = Path("results") / preset
+    shutil.copy(results / "metrics.json", results / f"metrics_{count}.json")
+    shutil.copytree(results / "figures", results / f"figures_{count}", dirs_exist_ok=True)
 
 
 @click.command(help=__doc__)
@@ -250,7 +251,7 @@ def main(
     os.environ.setdefault("SCOREVAE_STATE", str(Path("state").resolve()))
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').resolve()}")
     os.environ["SCOREVAE_PROCESSES"] = "1"  # the stages run in this process
-    for path in Path().glob("results/metrics_*.json"):  # of a run before
+    for path in Path().glob("results/*/metrics_*.json"):  # of a run before
         path.unlink()
     write(tree)
     costs = {"download": run("download", preset)}

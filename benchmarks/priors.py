@@ -1,14 +1,18 @@
 """Priors exchanged under one encoder, and a prior of diffusers' own making, as a table.
 
     python benchmarks/priors.py               # after dvc repro; writes docs/priors.csv
+    python benchmarks/priors.py --equal-terms --output docs/priors_equal_terms.csv
     python benchmarks/priors.py --other PRIOR --images 100 --output FILE    # that exchange alone
 
 Every row decodes the same test images. The encoder of the pipeline decodes with its own prior,
-with one trained twice as long, and with those that diffusers' own training loop made (linear
+with one trained twice as long, and with one that diffusers' own training loop made (linear
 schedule, 1000 indices drawn uniformly, as many steps and images as ours, a U-Net of the same
-size), none of which it has seen. For the latter encoders of their own are trained, too, and for
-ours on the loop's terms: t drawn uniformly, predicting the noise, or v where the loop does. Two
-seeds of the training say how much such numbers vary, several of the sampler how much one does.
+size), none of which it has seen. An encoder of its own is trained for the latter, and for ours
+with t drawn uniformly as well. Each over several seeds of the sampler.
+
+``--equal-terms`` asks what is left of the difference between our loop and diffusers' once ours
+does as it does: t drawn uniformly, predicting the noise, or v where the other does, too. Two seeds
+of each training say how much such a number varies.
 """
 
 import csv
@@ -107,31 +111,49 @@ def measure(label: str, trained: Trained, models: Path, prior: Path) -> dict[str
     return row
 
 
-def trained_here(trained: Trained) -> Iterator[dict[str, Any]]:
-    """Rows of the priors that are trained for this table, and of encoders of their own."""
-    preset, steps = trained.config.preset, trained.config.selected.prior.training.steps
-    key = f"presets.{preset}.prior"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        longer = with_prior(folder / "longer", trained, {f"{key}.training.steps": 2 * steps})
-        yield measure("ours, trained twice as long", trained, trained.models, longer)
-        for (output, prediction), seed in product(PREDICTIONS.items(), TRAININGS):
-            label = f"{output}, seed {seed}"
-            ours = {"seed": seed, f"{key}.time": "uniform", f"{key}.network.output": output}
-            prior = with_prior(folder / f"ours {label}", trained, ours, encoder=True)
-            yield measure(f"ours as the loop: {label}, own encoder", trained, prior.parent, prior)
-            ddpm = folder / f"ddpm {label}"
-            train_by_diffusers(trained, ddpm, prediction, seed)
-            source = {"format": "diffusers", "path": str(ddpm), "revision": None, "sha256": None}
-            foreign = {
-                "seed": seed,
-                f"{key}.source": "pretrained",
-                f"{key}.pretrained": source,
-                f"{key}.training.steps": 0,
-            }
-            prior = with_prior(folder / f"loop {label}", trained, foreign, encoder=True)
-            yield measure(f"diffusers' loop: {label}, own encoder", trained, prior.parent, prior)
-            yield measure(f"diffusers' loop: {label}, unseen", trained, trained.models, prior)
+def imported(folder: Path, trained: Trained, prediction: str, seed: int, encoder: bool) -> Path:
+    """A prior of diffusers' loop, through its folder and train_prior."""
+    key = f"presets.{trained.config.preset}.prior"
+    ddpm = folder.with_suffix(".ddpm")
+    train_by_diffusers(trained, ddpm, prediction, seed)
+    source = {"format": "diffusers", "path": str(ddpm), "revision": None, "sha256": None}
+    foreign = {
+        "seed": seed,
+        f"{key}.source": "pretrained",
+        f"{key}.pretrained": source,
+        f"{key}.training.steps": 0,
+    }
+    return with_prior(folder, trained, foreign, encoder=encoder)
+
+
+def exchanged(trained: Trained, folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of priors that the run's encoder never saw, and of encoders of their own."""
+    steps = trained.config.selected.prior.training.steps
+    key = f"presets.{trained.config.preset}.prior"
+    longer = with_prior(folder / "longer", trained, {f"{key}.training.steps": 2 * steps})
+    yield measure("ours, trained twice as long", trained, trained.models, longer)
+    prior = imported(folder / "loop", trained, "epsilon", 0, encoder=True)
+    yield measure("of diffusers' loop", trained, trained.models, prior)
+    yield measure("of diffusers' loop, its own encoder", trained, prior.parent, prior)
+    prior = with_prior(folder / "uniform", trained, {f"{key}.time": "uniform"}, encoder=True)
+    label = "ours, t uniform as in that loop, its own encoder"
+    yield measure(label, trained, prior.parent, prior)
+
+
+def on_equal_terms(trained: Trained, folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of both loops with the same prediction and distribution of t."""
+    key = f"presets.{trained.config.preset}.prior"
+    for (output, prediction), seed in product(PREDICTIONS.items(), TRAININGS):
+        label, encoder = f"{output}, seed {seed}", (output, seed) == ("noise", 0)
+        ours = {"seed": seed, f"{key}.time": "uniform", f"{key}.network.output": output}
+        priors = {
+            "ours": with_prior(folder / f"ours {label}", trained, ours, encoder=encoder),
+            "diffusers": imported(folder / f"loop {label}", trained, prediction, seed, encoder),
+        }
+        for loop, prior in priors.items():
+            yield measure(f"{loop}: {label}", trained, trained.models, prior)
+            if encoder:
+                yield measure(f"{loop}: {label}, its own encoder", trained, prior.parent, prior)
 
 
 def with_prior(
@@ -155,24 +177,27 @@ def with_prior(
 
 @click.command(help=__doc__)
 @click.option("--other", type=PATH, help="weights of a prior, in place of those trained here")
+@click.option("--equal-terms", is_flag=True, help="both loops, with the same settings")
 @click.option("--images", type=int, help="so many of the test images; default: all")
 @click.option("--output", type=PATH, default=DOCS / "priors.csv")
-def main(other: Path | None, images: int | None, output: Path) -> None:
+def main(other: Path | None, equal_terms: bool, images: int | None, output: Path) -> None:
     """Exchange, measure."""
     trained = open_trained()
     trained = trained._replace(originals=trained.originals[:images])
     own = trained.models / "prior.safetensors"
     rows = [measure("the encoder's own", trained, trained.models, own)]
-    if other is None:
-        further = trained_here(trained)
-    else:
-        further = iter([measure(other.parent.name, trained, trained.models, other)])
-    for row in further:
-        rows.append(row)
-        with replacing(output) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            writer.writeheader()
-            writer.writerows(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        if other is not None:
+            further = iter([measure(other.parent.name, trained, trained.models, other)])
+        else:
+            study = on_equal_terms if equal_terms else exchanged
+            further = study(trained, Path(folder))
+        for row in further:
+            rows.append(row)
+            with replacing(output) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def seconds() -> dict[str, tuple[int, float]]:
     """Steps and seconds of every training, from the curves."""
     found: dict[str, tuple[int, float]] = {}
     for name in ("prior", "vae", "encoder", "variants"):
-        with (ROOT / f"results/curves/{name}.csv").open(newline="") as file:
+        with (ROOT / f"results/digits/curves/{name}.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 found[row["phase"]] = int(row["step"]), float(row["seconds"])
     return found
@@ -167,16 +167,16 @@ def main() -> None:
     config = load_config(ROOT / "params.yaml")
     folder = DOCS / (config.preset + (WITH_VARIANTS if config.variants else ""))
     folder.mkdir(exist_ok=True)
-    for path in (ROOT / "results/figures").glob("*.png"):
+    for path in (ROOT / "results/digits/figures").glob("*.png"):
         shutil.copy(path, folder)
-    numbers = json.loads((ROOT / "results/metrics.json").read_text())
+    numbers = json.loads((ROOT / "results/digits/metrics.json").read_text())
     trainings = {name: {"steps": n, "seconds": round(s)} for name, (n, s) in seconds().items()}
     record = {**numbers, "trainings": trainings}
     (folder / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
     for name, marked in tables(recorded()).items():
         for mark, text in marked.items():
             click.echo(f"{name}\n\n<!-- table: {mark} -->\n{text}\n")
-    with (ROOT / "results/tables/costs.csv").open(newline="") as file:
+    with (ROOT / "results/digits/tables/costs.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             click.echo(f"{row['part']}: {float(row['seconds']):.1f} s")
     for name, (steps, spent) in seconds().items():

@@ -113,7 +113,7 @@ class _Clock:
 
 def vae_seconds() -> float:
     """What the VAE's training took, from the pipeline's own curve."""
-    with (ROOT / "results/curves/vae.csv").open(newline="") as file:
+    with (ROOT / "results/digits/curves/vae.csv").open(newline="") as file:
         return max(float(row["seconds"]) for row in csv.DictReader(file))
 
 

@@ -192,7 +192,7 @@ def finished_clone(once: Once, finished: Path, empty_database: Path) -> "Clone":
     def make(folder: Path) -> None:
         clone = pipeline.make_clone(folder, empty_database)
         for name in pipeline.OUTPUTS:
-            shutil.copytree(finished / name, folder / name)
+            shutil.copytree(finished / name, folder / name, dirs_exist_ok=True)
         clone.run("dvc", "commit", "--force")
         clone.commit()
 

@@ -20,6 +20,7 @@ def settings(source: str, root: Path | None = None, **changes: Any) -> DataConfi
     channels, size = SHAPES.get(source, (1, 8))
     image = ImageConfig(channels=channels, size=size)
     values = {"root": root and str(root), "image": image, "test_fraction": 0.2, "split": "auto"}
+    values["images"] = None
     return DataConfig(source=source, **values | {"split_seed": 0} | changes)
 
 

@@ -25,7 +25,7 @@ OUTPUTS = ("data", "models", "results")  # the folders that stages write into
 # What DVC and the workflows' scripts work with.
 TRACKED = (
     ".dvc/.gitignore", ".dvc/config", ".dvcignore", ".github", ".gitignore", "Makefile",
-    "dvc.yaml", "pyproject.toml", "requirements.lock", "src", "stages",
+    "dvc.yaml", "pyproject.toml", "requirements.lock", "results/.gitignore", "src", "stages",
 )  # fmt: skip
 NOT_INHERITED = ("DVC", "GIT", "SCOREVAE")
 

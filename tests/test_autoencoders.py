@@ -403,10 +403,10 @@ def test_python_reconstructs_as_the_pipeline(workspace: Path, z: str, guidance: 
     assert run("reconstruct").exit_code == 0
     stored = np.load("data/digits/test_images.npy")
     model = ScoreVAE.load("models/digits", batch=20)
-    written = np.load("results/reconstructions/scorevae_images.npy")
+    written = np.load("results/digits/reconstructions/scorevae_images.npy")
     assert np.array_equal(model.reconstruct(stored, seed=5).numpy(), written)
     assert model.beta == 0.01
-    vae = np.load("results/reconstructions/vae_images.npy")
+    vae = np.load("results/digits/reconstructions/vae_images.npy")
     assert np.array_equal(VAE.load("models/digits", batch=20).reconstruct(stored).numpy(), vae)
 
 

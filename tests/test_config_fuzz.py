@@ -90,7 +90,8 @@ def changed(changes: dict[Key, object]) -> Any:
 
 
 PLACES = list(places(TREE))
-LEAVES = [key for key in PLACES if not isinstance(at(TREE, key), dict)]
+SMALL = ("quick",)  # true changes what others say, by design (tests/test_quick.py)
+LEAVES = [key for key in PLACES if not isinstance(at(TREE, key), dict) and key != SMALL]
 
 
 def alike(ours: object, theirs: object) -> bool:

@@ -86,7 +86,7 @@ def test_two_processes_share_one_state(workspace: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert weights.read_bytes() != before
-    curve = (workspace / "results/curves/vae.csv").read_text().splitlines()
+    curve = (workspace / "results/digits/curves/vae.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in curve] == ["step", "2", "2", "4", "4", "6", "6"]
     assert not list(workspace.glob("state/train_vae_baseline/*/*.pt"))
 
@@ -98,7 +98,7 @@ RARER = [pytest.param(n, marks=pytest.mark.faults) for n in (signal.SIGTERM, sig
 def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signal.Signals) -> None:
     """Catches batches drawn anew, and other images than those of an uninterrupted run."""
     set_params(**{"reconstruct.batch": 20, "protocols.default.steps": 20})
-    shutil.rmtree("results/reconstructions")
+    shutil.rmtree("results/digits/reconstructions")
     attempt = start("reconstruct")
     kept = first("state/reconstruct/*/scorevae.0-20.npy", attempt)
     attempt.send_signal(number)
@@ -106,7 +106,7 @@ def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signa
     assert attempt.returncode != 0
     if number != signal.SIGKILL:
         assert f"Error: reconstruct: stopped by {number.name}; " in stderr
-    assert not Path("results/reconstructions").exists()
+    assert not Path("results/digits/reconstructions").exists()
     written = kept.stat().st_mtime_ns
     last = sorted(kept.parent.glob("*.npy"))[-1]
     attempt = start("reconstruct")
@@ -117,7 +117,7 @@ def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signa
     assert attempt.communicate()[0].count("reconstruct: resuming at") == 1
     assert not last.exists()
     resumed = contents(workspace)
-    shutil.rmtree("results/reconstructions")
+    shutil.rmtree("results/digits/reconstructions")
     assert run("reconstruct").exit_code == 0
     assert contents(workspace) == resumed
 
@@ -125,7 +125,7 @@ def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signa
 @pytest.mark.parametrize(("stage", "size", "file"), [
     ("train_vae_baseline", 20_000, "vae.pt"),
     ("reconstruct", 20_000, "0-250.npy"),
-    ("reconstruct", 70_000, "results/reconstructions"),
+    ("reconstruct", 70_000, "results/digits/reconstructions"),
 ])  # fmt: skip
 def test_full_disk(workspace: Path, stage: str, size: int, file: str) -> None:
     """Catches a traceback, a half file, and a result lost although the disk has space again."""

@@ -1,5 +1,6 @@
 """figures: what is drawn, and that it reaches a file."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -79,3 +80,25 @@ def test_training_curves(tmp_path: Path) -> None:
         ("encoder", "encoder", [[1, 8], [2, 7]]),
     ]
     assert_written(figure, tmp_path / "out" / "curves.png")
+
+
+@pytest.mark.parametrize(
+    "values", [(5, 9, 10, 19, 20, 49, 50), (0.1, 0.19), (0.11, 0.37), (3.0, 4e5), (2.0, 2.0)]
+)
+def test_numbers_of_a_logarithmic_axis_can_be_read(values: tuple[float, ...]) -> None:
+    """Catches labels over one another, as 3×10¹4×10¹, and an axis with fewer than two."""
+    figure, (axis,) = figures.lines(1)
+    axis.plot(values, values, ".")
+    axis.set(xscale="log", yscale="log")
+    for one in (axis.xaxis, axis.yaxis):
+        figures.logarithmic(one)
+    figure.canvas.draw()
+    for one, side in ((axis.xaxis, 0), (axis.yaxis, 1)):
+        low, high = sorted(one.get_view_interval())
+        ticks = [*one.get_major_ticks(), *one.get_minor_ticks()]
+        inside = [t for t in ticks if low <= t.get_loc() <= high and t.label1.get_text()]
+        extents = [tick.label1.get_window_extent() for tick in inside]
+        boxes = sorted(tuple(box.intervaly if side else box.intervalx) for box in extents)
+        assert len(boxes) >= 2
+        assert all(end < start for (_, end), (start, _) in pairwise(boxes))
+    plt.close(figure)

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "scorevae"
 
 # Packages and the modules at the root, from bottom to top: each imports from rows below its own.
 ROWS = [
-    {"errors", "shapes", "randomness"},
+    {"errors", "shapes", "randomness", "quick"},
     {"config"},
     {"runtime", "gaussian", "sde"},
     {"networks", "score"},

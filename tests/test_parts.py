@@ -17,8 +17,10 @@ from scorevae.autoencoders.table import BASELINE, MODEL
 from scorevae.config import read_tree
 from scorevae.data.arrays import Split, to_tensor
 from scorevae.errors import Unavailable
-from scorevae.evaluation import figures, lpips, probe, stage
+from scorevae.evaluation import figures, lpips, metrics, probe, stage
+from scorevae.evaluation import part as parts
 from scorevae.evaluation.bound import Bound, Estimate, Integrand, likelihood_bound
+from scorevae.evaluation.features import FeatureClassifier
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
 from scorevae.evaluation.parts import PARTS, comparison, draws, likelihood, shuffled
@@ -293,7 +295,7 @@ def test_a_part_is_one_declaration(
         assert text in page
     assert page.count("Toys counted") == 2  # in the table and on a card
     # DVC plots what lies in the folder of figures, whoever drew it.
-    assert "results/figures" in read_tree(ROOT / "dvc.yaml")["plots"]
+    assert "results/${preset}/figures" in read_tree(ROOT / "dvc.yaml")["plots"]
 
 
 def test_numbers_of_a_missing_part_are_those_it_would_have(usual: Subject) -> None:
@@ -353,6 +355,30 @@ def test_judges_are_the_presets_and_the_papers(
     warnings = capsys.readouterr().err.splitlines()
     expected = [f"warning: {said[name]}; reported as null" for name in sorted(missing)]
     assert sorted(warnings) == expected
+
+
+def test_classifiers_are_sized_by_what_they_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches minutes of training for verdicts on two images."""
+    many = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    train = Split(many, np.arange(200) % 2)
+    few = Subject(
+        tiny_config(**{f"evaluate.{n}.train_images": 150 for n in ("probes", "quality")}),
+        tmp_path, tmp_path, train, Split(many[:2], train.labels[:2]), tmp_path,
+    )  # fmt: skip
+    asked = []
+
+    def classifier(train: Split, limit: int, *others: object) -> FeatureClassifier:
+        asked.append(limit)
+        return FeatureClassifier(torch.sin, torch.sin)
+
+    monkeypatch.setattr(lpips, "load_lpips", lambda folder, net: nn.Identity())
+    monkeypatch.setattr(metrics, "train_classifier", classifier)
+    monkeypatch.setattr(parts, "train_feature_classifier", classifier)
+    comparison.open_judges(few)
+    _ = few.feature_classifier
+    assert [*asked, len(few.probed.images)] == 3 * [2 * parts.PER_JUDGED]
 
 
 @pytest.mark.parametrize(

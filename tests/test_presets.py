@@ -137,7 +137,7 @@ def test_six_stages(
     shutil.copy(empty_database, tmp_path)
     data = {"source": "folder", "root": "images", "image": image}
     finish(name, **{f"presets.{name}.data.{key}": v for key, v in data.items()}, **NO_PARTS)
-    numbers = json.loads(Path("results/metrics.json").read_text())
+    numbers = json.loads(Path(f"results/{name}/metrics.json").read_text())
     for system in ("scorevae", "vae"):
         assert all(np.isfinite(numbers[system][key]) for key in ("l2", "rate_nats", "sharpness"))
 
@@ -159,13 +159,13 @@ def test_smallest_images(
     networks = ("prior", "corrector", "encoder")
     changes |= {f"{network}.network.channels": [8] for network in networks}
     finish(**{f"presets.digits.{key}": value for key, value in changes.items()})
-    reasons = json.loads(Path("results/reasons.json").read_text())
+    reasons = json.loads(Path("results/digits/reasons.json").read_text())
     assert set(reasons) == {
         *("lpips", "paper_lpips", "inception_distances"),  # which have sizes of their own
         *("sharpness", "spectrum_db", "samplers", "guidance", "trade"),
     }
     assert all("pixels" in reason for reason in reasons.values())
-    numbers = json.loads(Path("results/metrics.json").read_text())["scorevae"]
+    numbers = json.loads(Path("results/digits/metrics.json").read_text())["scorevae"]
     assert all(np.isfinite(numbers[key]) for key in ("l2", "psnr", "rate_nats"))
 
 

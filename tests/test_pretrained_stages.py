@@ -54,7 +54,7 @@ def test_the_pipeline_goes_on_from_a_prior_of_others(workspace: Path) -> None:
     found = {name.removeprefix("network.unet."): v for name, v in prior.state_dict().items()}
     for name, value in network.state_dict().items():
         torch.testing.assert_close(found[name].double(), value)
-    page = Path("results/report.html").read_text()
+    page = Path("results/digits/report.html").read_text()
     assert "diffusers folder theirs" in page
     assert "not trained with" not in page
     images = ScoreVAE.load("models/digits", device="cpu").sample(2)
@@ -154,14 +154,15 @@ def test_what_cannot_be_imported_costs_nothing(workspace: Path, damage, expected
 def test_another_prior_decodes(workspace: Path) -> None:
     """Catches a prior that is named and not used, by the pipeline or by Python."""
     write_prior(Path("other.safetensors"), tiny_config())
-    before = Path("results/reconstructions/scorevae_images.npy").read_bytes()
+    before = Path("results/digits/reconstructions/scorevae_images.npy").read_bytes()
     set_params(**{"reconstruct.prior": "other.safetensors"} | NO_PARTS)
     for stage in ("reconstruct", "evaluate"):
         result = run(stage)
         assert result.exit_code == 0, f"{stage}: {result.output}{result.exception!r}"
-    assert Path("results/reconstructions/scorevae_images.npy").read_bytes() != before
+    assert Path("results/digits/reconstructions/scorevae_images.npy").read_bytes() != before
     assert (
-        "a prior that its encoder was not trained with" in Path("results/report.html").read_text()
+        "a prior that its encoder was not trained with"
+        in Path("results/digits/report.html").read_text()
     )
     sampling = tiny_config().sampling
     own, swapped, as_run = (

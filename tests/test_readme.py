@@ -50,10 +50,10 @@ def test_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a page of snippets that the interface has left behind."""
     save_tiny_models(tmp_path / "models/digits")
-    for folder in ("pictures", "results", "data/digits"):
+    for folder in ("pictures", "results/digits", "data/digits"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "pictures/a.png").write_bytes(encoded(noise(20, 30, 3)))
-    (tmp_path / "results/metrics.json").write_text("{}")
+    (tmp_path / "results/digits/metrics.json").write_text("{}")
     (tmp_path / "data/digits/meta.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}

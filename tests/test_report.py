@@ -312,7 +312,15 @@ def test_reasons_by_name() -> None:
     numbers = {"scorevae": {"a": None, "b": None}, "vae": {"a": None}, "prior": {"a": None}}
     table = systems_table("T", numbers, {}, {}, reasons)
     found = [[cell.reason for cell in row[1:]] for row in table.rows]
-    assert found == [["metric", "both", "metric"], ["", "system", "does not apply"]]
+    assert found == [["metric", "both", "metric"], ["", "system", "not applicable"]]
+
+
+def test_a_metric_says_what_its_absence_means() -> None:
+    """Catches a dash of which nobody knows whether something failed."""
+    meant = Metric("A", absent="not applicable: a constant")
+    numbers = {"scorevae": {"a": None}, "vae": {"a": None}}
+    table = systems_table("T", numbers, {"a": meant}, {}, {"vae": "system"})
+    assert [cell.reason for cell in table.rows[0][1:]] == [meant.absent, "system"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ VAE = "models/digits/vae.safetensors"
 
 @pytest.fixture
 def numbers(finished: Path) -> dict[str, dict]:
-    return json.loads((finished / "results/metrics.json").read_text())
+    return json.loads((finished / "results/digits/metrics.json").read_text())
 
 
 def test_metrics_hold_every_number_for_both_systems(finished: Path, numbers: dict) -> None:
@@ -43,7 +43,7 @@ def test_metrics_hold_every_number_for_both_systems(finished: Path, numbers: dic
     # 8 pixels are too few; a VAE's draws do not differ
     assert missing == {"lpips", "paper_lpips", "fid", "kid", "calibration"}
     assert all(np.isfinite(value) for _, value in found if value is not None)
-    reasons = json.loads((finished / "results/reasons.json").read_text())
+    reasons = json.loads((finished / "results/digits/reasons.json").read_text())
     assert set(reasons) == {"lpips", "paper_lpips", "inception_distances"}
     lines = (finished / "table.txt").read_text().splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
@@ -55,7 +55,7 @@ def test_reported_l2_is_the_distance_of_the_written_images(finished: Path, numbe
     """Catches images of another order, range or protocol than section 5's L2."""
     originals = np.load(finished / "data/digits/test_images.npy").astype(np.float64) / 255
     for name in ("scorevae", "vae"):
-        written = np.load(finished / f"results/reconstructions/{name}_images.npy")
+        written = np.load(finished / f"results/digits/reconstructions/{name}_images.npy")
         difference = written.transpose(0, 2, 3, 1).astype(np.float64) - originals
         distances = np.sqrt((difference**2).sum(axis=(1, 2, 3)))
         # float32 against float64 arithmetic: a few units in the seventh digit.
@@ -64,16 +64,16 @@ def test_reported_l2_is_the_distance_of_the_written_images(finished: Path, numbe
 
 def test_files_of_a_run(finished: Path) -> None:
     """Catches a file or a curve missing, and a state left that the next run would return."""
-    names = {path.stem for path in (finished / "results/figures").glob("*.png")}
+    names = {path.stem for path in (finished / "results/digits/figures").glob("*.png")}
     assert names == {
         "comparison", "prior_samples", "samples", "interpolations", "training_curves",
         "latent_costs", "integrand", "samplers", "guidance", "embedding", "probe_over_time",
         "edits", "draws", "shuffled_z", "spectrum", "trade",
     }  # fmt: skip
-    rows = (finished / "results/errors.csv").read_text().splitlines()
+    rows = (finished / "results/digits/errors.csv").read_text().splitlines()
     assert rows[0] == "image,label,scorevae_l2,vae_l2"
     assert len(rows) == 1 + 360
-    lines = (finished / "results/curves/encoder.csv").read_text().splitlines()
+    lines = (finished / "results/digits/curves/encoder.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in lines[1:]} == {"warm_start", "objective"}
     assert "test_loss" in lines[0]
     status = json.loads((finished / "models/digits/lpips/lpips.json").read_text())
@@ -113,17 +113,17 @@ def test_what_the_weights_depend_on(
 
 def test_fewer_test_images(workspace: Path) -> None:
     """Catches a limit that one of the two stages ignores, and other images than the first."""
-    whole = np.load(workspace / "results/reconstructions/vae_images.npy")
-    errors = (workspace / "results/errors.csv").read_text().splitlines()
+    whole = np.load(workspace / "results/digits/reconstructions/vae_images.npy")
+    errors = (workspace / "results/digits/errors.csv").read_text().splitlines()
     set_params(**NO_PARTS | {"presets.digits.test_images": 20})
     for stage in ("reconstruct", "evaluate"):
         assert run(stage).exit_code == 0
     for system in ("scorevae", "vae"):
-        images = np.load(workspace / f"results/reconstructions/{system}_images.npy")
+        images = np.load(workspace / f"results/digits/reconstructions/{system}_images.npy")
         assert images.shape == (20, 1, 8, 8)
     # The VAE draws nothing: float32 convolutions of another batch size.
     np.testing.assert_allclose(images, whole[:20], atol=1e-5)
-    fewer = (workspace / "results/errors.csv").read_text().splitlines()
+    fewer = (workspace / "results/digits/errors.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in fewer] == [row.split(",")[:2] for row in errors[:21]]
 
 
@@ -134,7 +134,7 @@ def test_protocol_is_the_chosen_one(workspace: Path) -> None:
         chosen = {"reconstruct.protocol": protocol, "presets.digits.test_images": 10}
         set_params(**chosen, **change)
         assert run("reconstruct").exit_code == 0
-        return np.load(workspace / "results/reconstructions/scorevae_images.npy")
+        return np.load(workspace / "results/digits/reconstructions/scorevae_images.npy")
 
     assert not np.allclose(images("default"), images("ode"))
     assert not np.allclose(images("paper"), images("paper", **{"protocols.paper.z": "mean"}))

@@ -56,13 +56,13 @@ def workspace(dvc_root: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(dvc_root)
     write_params(dvc_root / "params.yaml", tiny_params())
     for name, rows in ROWS.values():
-        write_curve(dvc_root / f"results/curves/{name}.csv", rows)
-    (dvc_root / "results/figures").mkdir()
+        write_curve(dvc_root / f"results/digits/curves/{name}.csv", rows)
+    (dvc_root / "results/digits/figures").mkdir()
     for name in FILES:
-        (dvc_root / "results" / name).write_text(name)
+        (dvc_root / "results/digits" / name).write_text(name)
     (dvc_root / "data/digits").mkdir(parents=True)
     (dvc_root / "data/digits/meta.json").write_text('{"source": "drawn"}')
-    (dvc_root / "results/metrics.json").write_text(json.dumps(NUMBERS))
+    (dvc_root / "results/digits/metrics.json").write_text(json.dumps(NUMBERS))
     return dvc_root
 
 
@@ -85,12 +85,16 @@ def run_live(stages: tuple[str, ...] = (*ROWS, "evaluate"), name: str | None = N
             if stage == "evaluate":
                 evaluate_live(NUMBERS)
             else:
-                record(stage, *ROWS[stage][1], curve=Path(f"results/curves/{ROWS[stage][0]}.csv"))
+                record(
+                    stage,
+                    *ROWS[stage][1],
+                    curve=Path(f"results/digits/curves/{ROWS[stage][0]}.csv"),
+                )
 
 
 def evaluate_live(numbers: dict[str, dict[str, float | None]]) -> None:
     """Record what the stage evaluate records."""
-    files = [Path("results") / name for name in (*FILES, "metrics.json")]
+    files = [Path("results/digits") / name for name in (*FILES, "metrics.json")]
     with track("evaluate", tiny_config()) as tracker:
         tracker.data(Path("data/digits"))
         tracker.headline(evaluation.headline(numbers), files)
@@ -289,7 +293,9 @@ def test_what_has_changed_is_replaced(workspace: Path) -> None:
     (path,) = (workspace / "mlartifacts").rglob("prior.csv")
     whole = path.read_bytes()
     path.write_bytes(whole[:5])
-    (workspace / "results/metrics.json").write_text(json.dumps(NUMBERS | {"vae": {"l2": 0.5}}))
+    (workspace / "results/digits/metrics.json").write_text(
+        json.dumps(NUMBERS | {"vae": {"l2": 0.5}})
+    )
     assert "headline: 1 metrics" in succeed()
     assert path.read_bytes() == whole
     assert parent(workspace).data.metrics["vae/l2"] == 0.5
@@ -350,14 +356,14 @@ def test_evaluations_of_other_commits_stay_where_they_are(workspace: Path, commi
     run_live()
     commit("b")
     later = {**NUMBERS, "vae": {"l2": 0.5}}
-    (workspace / "results/metrics.json").write_text(json.dumps(later))
+    (workspace / "results/digits/metrics.json").write_text(json.dumps(later))
     evaluate_live(later)
     state = everything(workspace)
     for letter in "bc":
         commit(letter)
         assert "everything is recorded, nothing to add" in succeed()
         assert everything(workspace) == state
-    (workspace / "results/metrics.json").write_text(json.dumps({"vae": {"l2": 0.25}}))
+    (workspace / "results/digits/metrics.json").write_text(json.dumps({"vae": {"l2": 0.25}}))
     assert "train_" not in succeed()
     found = parents(workspace)
     assert [run.data.metrics["vae/l2"] for run in found] == [1 / 3, 0.5, 0.25]
@@ -479,17 +485,17 @@ def write_lock(folder: Path, *stages: str) -> None:
     known = {
         "train_prior": (
             {"sde": tree["sde"], "presets.digits.prior": digits["prior"]},
-            [], ["models/digits/prior.safetensors", "results/curves/prior.csv"],
+            [], ["models/digits/prior.safetensors", "results/digits/curves/prior.csv"],
         ),
         "train_encoder": (
             {"beta": tree["beta"], "sde": tree["sde"], "presets.digits.latent": digits["latent"]},
             ["models/digits/prior.safetensors"],
-            ["models/digits/encoder.safetensors", "results/curves/encoder.csv"],
+            ["models/digits/encoder.safetensors", "results/digits/curves/encoder.csv"],
         ),
         "evaluate": (
             {"evaluate": tree["evaluate"], "presets.digits.test_images": digits["test_images"]},
             ["models/digits/encoder.safetensors", "src/scorevae/evaluation/metrics.py"],
-            ["results/metrics.json"],
+            ["results/digits/metrics.json"],
         ),
     }  # fmt: skip
     locked = {}
@@ -535,9 +541,9 @@ def test_metrics_are_of_the_parameters_upstream(workspace: Path) -> None:
     """Catches old metrics recorded beside a new β while the encoder is being trained anew."""
     write_lock(workspace)
     write_params(workspace / "params.yaml", tiny_params(beta=0.02))
-    (workspace / "results/curves/encoder.csv").unlink()
+    (workspace / "results/digits/curves/encoder.csv").unlink()
     assert "beta: 0.01 in dvc.lock, now 0.02" in refuse()
-    (workspace / "results/metrics.json").unlink()
+    (workspace / "results/digits/metrics.json").unlink()
     assert "train_prior: 8 of 8 points in a new run" in succeed()
 
 
@@ -563,13 +569,13 @@ def test_parameters_that_made_none_of_the_results_may_differ(workspace: Path) ->
 
 def test_what_is_missing_is_named(workspace: Path) -> None:
     """Catches an incomplete run that passes for a complete one, and one that is not recorded."""
-    (workspace / "results/curves/vae.csv").unlink()
-    (workspace / "results/metrics.json").unlink()
-    write_curve(workspace / "results/curves/prior.csv", ROWS["train_prior"][1][:2])
+    (workspace / "results/digits/curves/vae.csv").unlink()
+    (workspace / "results/digits/metrics.json").unlink()
+    write_curve(workspace / "results/digits/curves/prior.csv", ROWS["train_prior"][1][:2])
     assert succeed().splitlines()[:3] == [
-        "left out: results/curves/prior.csv: ends at step 2 of 4; run `dvc repro`",
-        "left out: results/curves/vae.csv: no such file; train_vae_baseline writes it",
-        "left out: results/metrics.json: no such file; evaluate writes it",
+        "left out: results/digits/curves/prior.csv: ends at step 2 of 4; run `dvc repro`",
+        "left out: results/digits/curves/vae.csv: no such file; train_vae_baseline writes it",
+        "left out: results/digits/metrics.json: no such file; evaluate writes it",
     ]
     names = {run.info.run_name: run.info.status for run in runs(workspace)}
     assert names.pop("train_encoder") == "FINISHED"
@@ -602,7 +608,7 @@ def test_curve_ends_with_the_last_phase_that_has_steps(
     changes = {f"presets.digits.{part}.training.steps": count for part, count in steps.items()}
     write_params(workspace / "params.yaml", tiny_params(**changes))
     name, whole = ROWS[stage]
-    path = f"results/curves/{name}.csv"
+    path = f"results/digits/curves/{name}.csv"
     write_curve(workspace / path, whole[rows])
     lines = [line for line in succeed().splitlines()[:-1] if name in line]
     assert len(lines) == (outcome is not None)
@@ -615,17 +621,17 @@ def test_nothing_to_record(workspace: Path) -> None:
     """Catches an empty run, and a success, where the folder is the wrong one."""
     output = refuse("--results", "elsewhere")
     for name in ("curves/prior.csv", "curves/vae.csv", "curves/encoder.csv", "metrics.json"):
-        assert f"elsewhere/{name}: no such file" in output
-    assert "Error: elsewhere: nothing to record" in output
+        assert f"elsewhere/digits/{name}: no such file" in output
+    assert "Error: elsewhere/digits: nothing to record" in output
     assert runs(workspace) == []
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("../dvc.lock", "<<<<<<< HEAD\n", "/dvc.lock: "),  # what a merge left
-        ("../dvc.lock", "", "/dvc.lock: "),
-        ("../dvc.lock", "stages: {evaluate: {outs: [1]}}", "/dvc.lock: "),
+        ("../../dvc.lock", "<<<<<<< HEAD\n", "/dvc.lock: "),  # what a merge left
+        ("../../dvc.lock", "", "/dvc.lock: "),
+        ("../../dvc.lock", "stages: {evaluate: {outs: [1]}}", "/dvc.lock: "),
         ("curves/prior.csv", "step,loss\n4,1\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step,loss\na,4,x\n", "curves/prior.csv, line 2: not a train"),
         ("curves/prior.csv", "phase,step\na,4,1\n", "curves/prior.csv, line 2: not a train"),
@@ -637,7 +643,7 @@ def test_nothing_to_record(workspace: Path) -> None:
 )
 def test_damaged_files_are_refused(workspace: Path, name: str, text: str, message: str) -> None:
     """Catches a traceback, or half of the results recorded before the fault is found."""
-    (workspace / "results" / name).write_text(text)
+    (workspace / "results/digits" / name).write_text(text)
     (line,) = refuse().splitlines()
     assert line.startswith("Error: ")
     assert message in line

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -258,6 +259,7 @@ def test_signals_are_as_before_after_a_stage() -> None:
 LOST = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from scorevae.config import load_config
 from scorevae.runtime.tracking import track
 with track("train_prior", load_config(Path(sys.argv[1]))) as tracker:
@@ -327,7 +329,8 @@ def test_artifacts_of_a_moved_folder(
     for name in ("mlflow.db", "mlartifacts"):
         shutil.move(dvc_root / name, moved)
     guide = (Path(__file__).parents[1] / "docs/tracking.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (lines,) = (snippet for snippet in snippets if "artifact_location" in snippet)
     lines = lines.replace("file:///former/folder", dvc_root.as_uri())
     monkeypatch.chdir(moved)
     exec(lines.replace("file:///new/folder", moved.as_uri()), {})
@@ -475,3 +478,49 @@ def test_commit_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert _git_commit() == "unknown"
+
+
+def commit(beta: float, **changes: Any) -> Config:  # noqa: ANN401 (any value of the file)
+    """Commit params.yaml; what it then says."""
+    tree = tiny_params(beta=beta, **changes)
+    write_params(Path("params.yaml"), tree)
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "changed"]):
+        subprocess.run(["git", *GIT_IDENTITY, *words], check=True)
+    return parse(Config, tree, "committed")
+
+
+GIT_IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.invalid")
+
+
+def test_the_note_says_what_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: MlflowClient
+) -> None:
+    """Catches a run of which nobody knows why it was made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    first = commit(0.01)
+    assert Execution(first).changes() == ""  # nothing before it
+    second = commit(0.02, **{"evaluate.figure_images": 4})
+    found = re.fullmatch(
+        r"Changed since commit (\w{10}): `beta` 0.01 → 0.02, `evaluate.figure_images` 3 → 4.",
+        Execution(second).changes(),
+    )
+    assert found
+    experiment = second.model_copy(update={"seed": 1})
+    assert re.fullmatch(
+        r"Changed since commit (\w{10}): `seed` 0 → 1.", Execution(experiment).changes()
+    )
+    with track("evaluate", experiment) as tracker:
+        tracker.headline({"scorevae.l2": 1.5}, [])
+    assert "`seed` 0 → 1." in parents(client)[-1].data.tags["mlflow.note.content"]
+
+
+def test_without_git_a_note_says_nothing_of_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run that needs Git, or a repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert Execution(tiny_config()).changes() == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Execution(tiny_config()).changes() == ""

@@ -28,7 +28,7 @@ from tiny import tiny_config, tiny_params, write_params
 from scorevae.data.sources.prepare import prepare
 from scorevae.runtime.runs import EXPERIMENT
 
-WEIGHTS, CURVE = "models/digits/vae.safetensors", "results/curves/vae.csv"
+WEIGHTS, CURVE = "models/digits/vae.safetensors", "results/digits/curves/vae.csv"
 REMEDY = (
     "); results/ holds every number, and when that is mended "
     "`python -m scorevae.commands.sync` records them"

@@ -120,14 +120,16 @@ def test_batches_of_systems_lie_apart(tmp_path: Path) -> None:
 def test_nothing_is_trained_by_default(finished: Path) -> None:
     """Catches weights, columns or metrics of systems that the run does not have."""
     assert list((finished / FOLDER).iterdir()) == []
-    assert (finished / "results/curves/variants.csv").read_text() == "phase,step\n"
+    assert (finished / "results/digits/curves/variants.csv").read_text() == "phase,step\n"
     assert (
         not {"scorevae_plus", "diffusion_decoder"}
-        & json.loads((finished / "results/metrics.json").read_text()).keys()
+        & json.loads((finished / "results/digits/metrics.json").read_text()).keys()
     )
-    page = (finished / "results/report.html").read_text(encoding="utf-8")
+    page = (finished / "results/digits/report.html").read_text(encoding="utf-8")
     assert "ScoreVAE+</th>" not in page
-    written = {p.name.split("_images")[0] for p in finished.glob("results/reconstructions/*_im*")}
+    written = {
+        p.name.split("_images")[0] for p in finished.glob("results/digits/reconstructions/*_im*")
+    }
     assert written == {"scorevae", "vae"}
 
 
@@ -183,7 +185,7 @@ def test_both_are_trained(switched_on: Path) -> None:
     assert corrector.header.prior_sha256 == sha256(pair[0])
     assert corrector.network.conditioned.unet.conv_out.weight.any()
     assert decoder.header.conditioning == "concatenate"
-    with (switched_on / "results/curves/variants.csv").open(newline="") as file:
+    with (switched_on / "results/digits/curves/variants.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     assert phases == BOTH
@@ -194,7 +196,7 @@ def test_both_are_trained(switched_on: Path) -> None:
 
 def test_metrics_and_page_have_their_columns(switched_on: Path) -> None:
     """Catches a system that is left out of a table, and numbers that are another's."""
-    numbers = json.loads((switched_on / "results/metrics.json").read_text())
+    numbers = json.loads((switched_on / "results/digits/metrics.json").read_text())
     assert list(numbers) == [*NAMES, "prior"]
     for name in NAMES:
         assert np.isfinite([numbers[name][key] for key in ("l2", "sharpness", "rate_nats")]).all()
@@ -203,17 +205,17 @@ def test_metrics_and_page_have_their_columns(switched_on: Path) -> None:
     bounds = {name: numbers[name]["bits_per_dim"] for name in DRAWING}
     assert np.isfinite(list(bounds.values())).all()
     assert len(set(bounds.values())) == 3
-    header, *errors = (switched_on / "results/errors.csv").read_text().splitlines()
+    header, *errors = (switched_on / "results/digits/errors.csv").read_text().splitlines()
     assert header == "image,label," + ",".join(f"{name}_l2" for name in NAMES)
     means = np.mean([[float(v) for v in row.split(",")[2:]] for row in errors], axis=0)
     # Written with six decimals.
     np.testing.assert_allclose(means, [numbers[name]["l2"] for name in NAMES], atol=1e-6)
-    page = (switched_on / "results/report.html").read_text(encoding="utf-8")
+    page = (switched_on / "results/digits/report.html").read_text(encoding="utf-8")
     for name in NAMES:
         assert f">{SYSTEMS[name].title}<" in page
         assert SYSTEMS[name].note.split("'")[0] in page
     assert ">Corrector<" in page
-    table = (switched_on / "results/tables/integrand.csv").read_text().splitlines()
+    table = (switched_on / "results/digits/tables/integrand.csv").read_text().splitlines()
     assert table[0] == "log_snr,prior,scorevae,scorevae_plus,diffusion_decoder"
     head = (switched_on / "table.txt").read_text().splitlines()
     assert any(line.split() == ["metric", "ScoreVAE", "VAE", "ScoreVAE+", "Diffusion", "decoder"]
@@ -224,7 +226,7 @@ def test_reconstructions_are_the_systems_own(switched_on: Path) -> None:
     """Catches batches of one system kept as another's, and another z or seed than ScoreVAE's."""
     config, folder = (
         tiny_config(**{"reconstruct.batch": 250}),
-        switched_on / "results/reconstructions",
+        switched_on / "results/digits/reconstructions",
     )
     x = np.load(switched_on / "data/digits/test_images.npy")[:250].transpose(0, 3, 1, 2)
     images = torch.from_numpy(x.copy()).float() / 255
@@ -303,6 +305,7 @@ def test_sync_reads_the_curve_of_the_run(
 ) -> None:
     """Catches a curve that MLflow never gets, or one demanded of a run without variants."""
     results = shutil.copytree(switched_on / "results", tmp_path / "results")
+    results /= "digits"
     path, data = results / "curves/variants.csv", switched_on / "data/digits"
     head, *rows = path.read_text().splitlines(keepends=True)
     path.write_text(head + "".join(row for row in rows if row.startswith(tuple(BOTH[:kept]))))

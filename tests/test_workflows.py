@@ -400,7 +400,7 @@ def test_steps_of_reproduce(
         assert stages_run(runner.run("prepare.sh", "reproduce.sh", log)) == []
         check_records(MlflowClient(tracking_uri=address))
     summary = runner.summary.read_text()
-    assert re.search(r"\| results/metrics.json \| scorevae\.l2 ", summary), summary
+    assert re.search(r"\| results/digits/metrics.json \| scorevae\.l2 ", summary), summary
     assert re.search(r"\| params.yaml \| beta +\| 0\.01 +\| 0\.02 +\|", summary), summary
     assert "(https://example.invalid/artifact)" in summary
     locked = yaml.safe_load(kept["dvc.lock"])["stages"]["train_prior"]["outs"]

@@ -47,6 +47,7 @@ def protocol(sampler: str, grid: str, z: str, *, clip: bool) -> dict[str, Any]:
 # What tests count on, for the whole file and for each preset in it.
 STATED: dict[str, Any] = {
     "preset": "digits",
+    "quick": False,
     "beta": 0.01,
     "variants": [],
     "seed": 0,
@@ -81,7 +82,7 @@ TRAINING = {
     "validate_every": 2,
 }  # fmt: skip
 PRESET: dict[str, Any] = {
-    "data": {"root": None, "test_fraction": 0.2, "split": "auto", "split_seed": 0},
+    "data": {"root": None, "images": None, "test_fraction": 0.2, "split": "auto", "split_seed": 0},
     "flip": False,
     "test_images": None,
     "lpips": {"trunk": None, "required": False},

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from scorevae.errors import UserError, in_a_line
+from scorevae.quick import made_quick
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -272,6 +273,7 @@ class DataConfig(Section):
     source: Literal["digits", "mnist", "cifar10", "celeba64", "folder"]
     root: FileName | None  # files that the user has; null fetches the official ones
     image: ImageConfig
+    images: Count | None  # most of each split, and of files in a folder; null: all
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     split: Literal["auto", "folders", "random"]  # of the source folder
     split_seed: Annotated[int, Field(ge=0, lt=2**32)]  # scikit-learn's range
@@ -545,6 +547,7 @@ class Config(Section):
     """The whole of ``params.yaml``."""
 
     preset: str
+    quick: bool  # made small by scorevae.quick: not what the file says, but what is run
     beta: NonNegative
     seed: CountOrZero
     variants: list[Variant]
@@ -594,10 +597,20 @@ def load_config(path: Path) -> Config:
             One line for each fault: file, key, value, remedy.
     """
     try:
-        return parse(Config, read_tree(path), str(path))
+        return configuration(read_tree(path), str(path))
     except OSError as error:
         reason = f"{error.strerror}; name the parameter file with --params"
         raise UserError(f"{path}: {reason}") from None
+
+
+def configuration(tree: Any, origin: str) -> Config:  # noqa: ANN401 (whatever a file holds)
+    """The values of a parameter file as they are run: made small where ``quick`` is true.
+
+    Raises:
+        UserError: as :func:`parse`.
+    """
+    config = parse(Config, tree, origin)
+    return parse(Config, made_quick(tree), origin) if config.quick else config
 
 
 def parse(section: type[AnySection], tree: object, origin: str) -> AnySection:

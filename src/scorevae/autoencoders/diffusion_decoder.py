@@ -7,7 +7,7 @@ import torch
 
 from scorevae.autoencoders.devices import chosen_device, place
 from scorevae.autoencoders.drawing import DiffusionSystem, beside
-from scorevae.autoencoders.manner import DEFAULT_SAMPLING, decoding_manner
+from scorevae.autoencoders.manner import DEFAULT_SAMPLING
 from scorevae.autoencoders.names import DIFFUSION_DECODER
 from scorevae.autoencoders.system import DEFAULT_BATCH
 from scorevae.config import SamplingConfig
@@ -67,30 +67,8 @@ class DiffusionDecoder(DiffusionSystem):
         )
 
     @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        *,
-        prior: Path | str | None = None,
-        device: torch.device | str | None = None,
-        sampling: SamplingConfig | None = None,
-        guidance: float | None = None,
-        batch: int = DEFAULT_BATCH,
+    def _read(
+        cls, folder: Path, prior: Path, device: torch.device | str | None, batch: int
     ) -> Self:
-        """Load ``variants/diffusion_decoder.safetensors`` from a folder, and its prior or another.
-
-        Args:
-            folder: the folder, as ``models/<preset>`` of a run.
-            prior: the file of another prior, which decodes where γ is not 1.
-            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
-            sampling: how images are drawn; None is as the run did, from the folder's
-                ``decoding.json``, or the shipped default where there is no such file.
-            guidance: γ of what decodes, 0 or more; None likewise.
-            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
-
-        Raises:
-            UserError: a file is missing, foreign or does not fit the other; no such device.
-        """
-        manner = decoding_manner(Path(folder), prior, sampling, guidance)
-        decoder = load_diffusion_decoder(Path(folder) / DIFFUSION_DECODER)
-        return manner.given_to(cls(load_prior(manner.prior), decoder, device=device, batch=batch))
+        decoder = load_diffusion_decoder(folder / DIFFUSION_DECODER)
+        return cls(load_prior(prior), decoder, device=device, batch=batch)

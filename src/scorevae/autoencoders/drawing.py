@@ -1,8 +1,10 @@
 """Auto-encoders that draw from p(x|z) by a reverse process."""
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Literal, Self, overload
 
 import torch
@@ -10,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scorevae.autoencoders.fast import Fitting, in_precision
-from scorevae.autoencoders.system import LatentHeader, System
+from scorevae.autoencoders.manner import decoding_manner
+from scorevae.autoencoders.system import DEFAULT_BATCH, LatentHeader, System
 from scorevae.config import DecodingConfig, Precision, ProtocolConfig, SamplingConfig
 from scorevae.data.arrays import to_unit_range
 from scorevae.data.given import Batches, Given, Pictures, over, reporting
@@ -64,6 +67,45 @@ class DiffusionSystem(System):
         self.precision: Precision | None = None
         self._fitting = Fitting("batch")
         self._compiled: Compiled[[Tensor, Tensor, Tensor, float], Tensor] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        prior: Path | str | None = None,
+        device: torch.device | str | None = None,
+        sampling: SamplingConfig | None = None,
+        guidance: float | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> Self:
+        """Load the system from its files in a folder; SYSTEMS lists them.
+
+        Args:
+            folder: the folder, as ``models/<preset>`` of a run.
+            prior: the file of another prior to decode with: the encoder stays as it is. ScoreVAE+
+                takes no other, since its corrector knows what the one of its training gets wrong;
+                the diffusion decoder uses it where γ is not 1.
+            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
+            sampling: how images are drawn; None is as the run did, from the folder's
+                ``decoding.json``, or the shipped default where there is no such file.
+            guidance: γ of what decodes, 0 or more; None likewise.
+            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
+
+        Raises:
+            UserError: a file is missing, foreign or does not fit the others; no such device.
+        """
+        manner = decoding_manner(Path(folder), prior, sampling, guidance)
+        model = cls._read(Path(folder), manner.prior, device, batch)
+        model.sampling, model.guidance, model.beta = manner.sampling, manner.guidance, manner.beta
+        return model
+
+    @classmethod
+    @abstractmethod
+    def _read(
+        cls, folder: Path, prior: Path, device: torch.device | str | None, batch: int
+    ) -> Self:
+        """The networks of a folder beside this prior, decoding by default."""
 
     @property
     def z(self) -> ZKind:

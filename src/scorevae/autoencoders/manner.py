@@ -1,10 +1,9 @@
 """How a folder's model decodes: as its run did, but for what a caller says."""
 
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from scorevae.autoencoders.decoding import DECODING, read_decoding
-from scorevae.autoencoders.drawing import DiffusionSystem
 from scorevae.config import SamplingConfig
 from scorevae.networks.prior import decoding_prior
 
@@ -17,8 +16,6 @@ DEFAULT_SAMPLING = SamplingConfig(
     clip=True,
 )
 
-AnyDrawing = TypeVar("AnyDrawing", bound=DiffusionSystem)
-
 
 class Manner(NamedTuple):
     """How a folder's model decodes: as its run did, but for what a caller says."""
@@ -27,11 +24,6 @@ class Manner(NamedTuple):
     sampling: SamplingConfig
     guidance: float
     beta: float | None
-
-    def given_to(self, model: AnyDrawing) -> AnyDrawing:
-        """The model, decoding so."""
-        model.sampling, model.guidance, model.beta = self.sampling, self.guidance, self.beta
-        return model
 
 
 def decoding_manner(

@@ -9,7 +9,7 @@ import torch
 
 from scorevae.autoencoders.devices import chosen_device, place
 from scorevae.autoencoders.drawing import DiffusionSystem, beside
-from scorevae.autoencoders.manner import DEFAULT_SAMPLING, decoding_manner
+from scorevae.autoencoders.manner import DEFAULT_SAMPLING
 from scorevae.autoencoders.names import CORRECTOR, ENCODER
 from scorevae.autoencoders.system import DEFAULT_BATCH, joined
 from scorevae.config import SamplingConfig
@@ -78,33 +78,10 @@ class ScoreVAE(DiffusionSystem):
         )
 
     @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        *,
-        prior: Path | str | None = None,
-        device: torch.device | str | None = None,
-        sampling: SamplingConfig | None = None,
-        guidance: float | None = None,
-        batch: int = DEFAULT_BATCH,
+    def _read(
+        cls, folder: Path, prior: Path, device: torch.device | str | None, batch: int
     ) -> Self:
-        """Load ``prior.safetensors`` and ``encoder.safetensors`` from a folder.
-
-        Args:
-            folder: the folder, as ``models/<preset>`` of a run.
-            prior: the file of another prior to decode with: the encoder stays as it is.
-            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
-            sampling: how images are drawn; None is as the run did, from the folder's
-                ``decoding.json``, or the shipped default where there is no such file.
-            guidance: γ of what decodes, 0 or more; None likewise.
-            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
-
-        Raises:
-            UserError: a file is missing, foreign or does not fit the other; no such device.
-        """
-        manner = decoding_manner(Path(folder), prior, sampling, guidance)
-        encoder = load_encoder(Path(folder) / ENCODER)
-        return manner.given_to(cls(load_prior(manner.prior), encoder, device=device, batch=batch))
+        return cls(load_prior(prior), load_encoder(folder / ENCODER), device=device, batch=batch)
 
     @overload
     def encode_at(  # type: ignore[overload-overlap]
@@ -217,33 +194,10 @@ class ScoreVAEPlus(ScoreVAE):
         self.posterior = replace(self.posterior, corrector=conditional_score(network, self.sde))
 
     @classmethod
-    def load(
-        cls,
-        folder: Path | str,
-        *,
-        prior: Path | str | None = None,
-        device: torch.device | str | None = None,
-        sampling: SamplingConfig | None = None,
-        guidance: float | None = None,
-        batch: int = DEFAULT_BATCH,
+    def _read(
+        cls, folder: Path, prior: Path, device: torch.device | str | None, batch: int
     ) -> Self:
-        """Load ScoreVAE's two files and ``variants/corrector.safetensors`` from a folder.
-
-        Args:
-            folder: the folder, as ``models/<preset>`` of a run.
-            prior: the file of the prior, if it lies elsewhere. No other will do: the corrector
-                knows what this one gets wrong.
-            device: where networks run, as torch names it; CUDA if there is one, else the CPU.
-            sampling: how images are drawn; None is as the run did, from the folder's
-                ``decoding.json``, or the shipped default where there is no such file.
-            guidance: γ of what decodes, 0 or more; None likewise.
-            batch: images in one evaluation of the networks, 1 or more. It bounds the memory.
-
-        Raises:
-            UserError: a file is missing, foreign or does not fit the others; no such device.
-        """
-        manner = decoding_manner(Path(folder), prior, sampling, guidance)
-        paths = manner.prior, Path(folder) / ENCODER
-        found, encoder = load_prior(paths[0]), load_encoder(paths[1])
-        corrector = load_corrector(Path(folder) / CORRECTOR, *paths)
-        return manner.given_to(cls(found, encoder, corrector, device=device, batch=batch))
+        encoder = folder / ENCODER
+        corrector = load_corrector(folder / CORRECTOR, prior, encoder)
+        networks = load_prior(prior), load_encoder(encoder), corrector
+        return cls(*networks, device=device, batch=batch)

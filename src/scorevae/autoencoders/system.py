@@ -146,7 +146,7 @@ class System(ABC):
 
         Args:
             folder: where; made where there is none. Other files in it stay.
-            metrics: ``results/metrics.json`` of the run, for the card's numbers and commit.
+            metrics: ``results/<preset>/metrics.json``, for the card's numbers and commit.
             data: the prepared data set, ``data/<preset>``, for its source and licence.
 
         Raises:

@@ -16,6 +16,8 @@ import click
 from scorevae import __version__
 from scorevae.commands.images import batches, save_pictures
 from scorevae.commands.latents import WRITERS
+from scorevae.commands.log_model import log_model
+from scorevae.commands.new import new
 from scorevae.commands.priors import convert_edm, export
 from scorevae.commands.rate_distortion import main as rate_distortion
 from scorevae.commands.sync import main as sync
@@ -197,6 +199,8 @@ def info(model: Path, as_json: bool) -> None:
     click.echo(json.dumps(found, indent=None if as_json else 2))
 
 
+main.add_command(new)
+main.add_command(log_model)
 main.add_command(sync, "sync")
 main.add_command(rate_distortion, "rate-distortion")
 main.add_command(export, "export")

@@ -83,12 +83,14 @@ def points(rows: Sequence[Row]) -> list[Point]:
 def _settings(row: Row) -> dict[str, str]:
     """Every parameter but β, and but those of presets and parts that change no number here."""
     fixed = (*FIXED, f"presets.{row.get('preset')}.")
-    return {k: str(value) for k, value in row.items() if k == "preset" or k.startswith(fixed)}
+    alike = ("preset", "quick")
+    return {k: str(value) for k, value in row.items() if k in alike or k.startswith(fixed)}
 
 
 def _point(row: Row, system: str) -> Point | None:
     def number(key: str) -> float | None:
-        value = row.get(key)
+        # DVC names the file where experiments with several presets have one each
+        value = row.get(key, row.get(f"results/{row.get('preset')}/metrics.json:{key}"))
         return float(value) if isinstance(value, int | float) else None
 
     beta, *needed = number("beta"), *(number(f"{system}.{name}") for name in NEEDED)
@@ -164,6 +166,7 @@ def figure(found: Sequence[Point], variances: Eigenvalues, latent: int) -> figur
     if floor > 0:
         axes[0].axhline(floor, color="grey", linewidth=0.7, label=f"PCA of {latent}")
     axes[0].set(xlabel="rate, nats", ylabel="L2", yscale="log")
+    figures.logarithmic(axes[0].yaxis)
     axes[1].set(xlabel="rate, nats", ylabel="sharpness")
     axes[2].set(xlabel="L2", ylabel="Fréchet distance of reconstructions")
     for axis in axes:
@@ -189,14 +192,16 @@ def write(folder: Path, found: Sequence[Point], variances: Eigenvalues, latent: 
 @click.command(help=__doc__)
 @click.option("--params", type=click.Path(path_type=Path), default="params.yaml")
 @click.option("--data", type=click.Path(path_type=Path), help="of download; data/<preset>")
-@click.option("--output", type=click.Path(path_type=Path), default="results")
+@click.option("--output", type=click.Path(path_type=Path), help="folder; results/<preset>")
 @click.option("--commits", default=1, help="baselines to look for experiments under")
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     help="nats to compare at; the middle of what model and baseline both reach",
 )
-def main(params: Path, data: Path | None, output: Path, commits: int, rate: float | None) -> None:
+def main(
+    params: Path, data: Path | None, output: Path | None, commits: int, rate: float | None
+) -> None:
     """Read, draw and print."""
     config = load_config(params)
     folder = data or Path("data") / config.preset
@@ -204,7 +209,12 @@ def main(params: Path, data: Path | None, output: Path, commits: int, rate: floa
     from dvc.api import exp_show
 
     found = points(exp_show(num=commits))
-    write(output, found, eigenvalues(images), config.selected.latent)
+    write(
+        output or Path("results") / config.preset,
+        found,
+        eigenvalues(images),
+        config.selected.latent,
+    )
     for point in found:
         click.echo(
             f"{point.system:<17} beta {point.beta:<8g} rate {point.rate_nats:9.2f} nats  L2 "

@@ -68,12 +68,13 @@ def main(params: Path, results: Path, data: Path, name: str | None, dry_run: boo
     """Record in MLflow what is in the results and not there yet."""
     config = load_config(params)
     check_parameters(results, params)
-    curves, headline, absent = read_results(results, data / config.preset, config)
+    own = results / config.preset
+    curves, headline, absent = read_results(own, data / config.preset, config)
     for reason in absent:
         click.echo(f"left out: {reason}")
     if not curves and headline is None:
         raise UserError(
-            f"{results}: nothing to record; run `dvc repro`, or name its folder with --results"
+            f"{own}: nothing to record; run `dvc repro`, or name its folder with --results"
         )
     load_mlflow()
     execution = Execution(config, name)
@@ -199,7 +200,9 @@ class _Completion:
         self.lines.append(f"headline: {len(numbers)} metrics and {len(files)} files")
         if run is None or self._dry_run:
             return
-        execution.headline(run.info.run_id, numbers, note_of(headline.numbers))
+        execution.headline(
+            run.info.run_id, numbers, note_of(headline.numbers, execution.changes())
+        )
         for path in files:
             execution.upload(run.info.run_id, path, folder_of(path))
         if data is not None:
@@ -265,7 +268,7 @@ def _parameters(lock: Path, results: Path) -> list[tuple[str, object]]:
 def read_results(
     results: Path, data: Path, config: Config
 ) -> tuple[list[Curve], Headline | None, list[str]]:
-    """Everything under results/ that belongs into MLflow, and why some of it does not.
+    """Everything under results/<preset> that belongs into MLflow, and why some of it does not.
 
     Raises:
         UserError: a file that is not what its stage writes.

@@ -40,6 +40,8 @@ CHUNK = 1000  # images whose kernels are held at once
 WIDTHS = (32, 64)  # of the first convolution, and of all others
 FEATURES = 64
 BATCH = 128
+PASSES = 20  # most of them through the training images, but for FEWEST_STEPS
+FEWEST_STEPS = 60
 LEARNING_RATE = 3e-3
 
 
@@ -183,6 +185,8 @@ def train_feature_classifier(
 ) -> FeatureClassifier:
     """Train on at most ``limit`` images: softmax for classes, logistic for attributes.
 
+    At most ``steps`` steps, fewer on images so few that they would be seen over and over.
+
     The features are standardised over these images, so that every one counts alike and the
     distances do not depend on the arbitrary scale of a layer.
 
@@ -203,7 +207,9 @@ def train_feature_classifier(
     outputs = labels.shape[1] if classes is None else len(classes)
     with global_seed(seed, "quality", "weights"):
         network = SmallClassifier(images.shape[1], images.shape[2], outputs).to(device)
-    _fit(network, images.to(device), torch.from_numpy(targets).to(device), steps, rng)
+    enough = max(FEWEST_STEPS, PASSES * len(images) // BATCH)
+    known = torch.from_numpy(targets).to(device)
+    _fit(network, images.to(device), known, min(steps, enough), rng)
 
     @torch.no_grad()
     def run(module: Callable[[AnyImages], Features], x: AnyImages) -> Features:

@@ -1,5 +1,6 @@
 """Pictures: what several parts draw with, and how a figure becomes a PNG."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from scorevae.shapes import AnyImages, Images
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend must be chosen first)
 from matplotlib.axes import Axes as Axes  # noqa: E402, PLC0414
+from matplotlib.axis import Axis  # noqa: E402
 from matplotlib.figure import Figure as Figure  # noqa: E402, PLC0414 (others draw with it too)
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -36,7 +39,7 @@ def image_rows(rows: Sequence[tuple[str, AnyImages]], title: str) -> Figure:
             pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")  # seen where a phone cuts it off
     return figure
 
 
@@ -49,6 +52,19 @@ def lines(panels: int) -> tuple[Figure, np.ndarray]:
     """An empty figure of panels side by side, for curves."""
     figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.5), layout="constrained")
     return figure, np.atleast_1d(axes)
+
+
+def logarithmic(axis: Axis) -> None:
+    """A logarithmic axis of which plain numbers are labelled, few enough to be read.
+
+    On less than a decade matplotlib labels every multiple, in powers of ten, over one another.
+    """
+    low, high = sorted(axis.get_view_interval())
+    ratio = high / low if low > 0 else math.inf
+    wide = LogLocator(subs=(1,) if ratio > 1000 else (1, 2, 5))
+    axis.set_major_locator(MaxNLocator(4) if ratio < 5 else wide)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def label_name(label: int, names: Mapping[int, str] | None) -> str:

@@ -28,6 +28,10 @@ from scorevae.randomness import derive_seed
 from scorevae.reconstructions import Reconstructions, load
 from scorevae.shapes import AnyImages, Images, Latents
 
+# Training images for each one that a classifier then judges. With 10 to judge, 5,000 to learn from
+# would be minutes for a number that is right to a tenth.
+PER_JUDGED = 25
+
 Numbers = dict[str, dict[str, float | int | None]]  # by system, or what stands beside them
 
 
@@ -80,7 +84,7 @@ class Subject:
     @cached_property
     def probed(self) -> Split:
         """The training images that probes learn from."""
-        rows = self.training_rows(self.config.evaluate.probes.train_images)
+        rows = self.training_rows(self.worth(self.config.evaluate.probes.train_images))
         labels = self.train.labels
         return Split(self.train.images[rows], None if labels is None else labels[rows])
 
@@ -94,6 +98,10 @@ class Subject:
     def probe(self) -> Probe:
         """The linear probe on the model's z."""
         return linear_probe(self.z_probed)
+
+    def worth(self, limit: int) -> int:
+        """At most so many training images for a classifier, fewer where it judges few images."""
+        return min(limit, PER_JUDGED * len(self.test.images))
 
     def training_rows(self, limit: int) -> np.ndarray:
         """At most so many training images, drawn without replacement, in ascending order."""
@@ -109,7 +117,7 @@ class Subject:
         """
         settings = self.config.evaluate.quality
         return train_feature_classifier(
-            self.train, settings.train_images, settings.steps, self.config.seed
+            self.train, self.worth(settings.train_images), settings.steps, self.config.seed
         )
 
     @cached_property

@@ -189,7 +189,7 @@ def write_tables(folder: Path, analysis: Analysis) -> None:
 
 
 def write_metrics(path: Path, numbers: Numbers) -> None:
-    """``results/metrics.json``: what DVC compares between experiments.
+    """``metrics.json``: what DVC compares between experiments.
 
     A value that is not finite (the PSNR of identical images) is written as null: JSON has no inf.
     """

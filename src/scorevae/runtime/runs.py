@@ -8,17 +8,18 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 from filelock import FileLock
 
-from scorevae.config import Config, flatten, resolved
+from scorevae.config import Config, configuration, flatten, read_tree, resolved
 from scorevae.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ PARENT_ID = "mlflow.parentRunId"  # MLflow's tag of a child
 CURVE_TAG = "scorevae.curve"  # of a stage's run: the time of its curve's first row
 MOST = 50_000  # runs that MLflow finds at once
 MOST_CHARACTERS = 6000  # of a parameter's value; MLflow cuts longer ones off without a word
+MOST_CHANGES = 10  # parameters that a note names
 MOST_IN_DIGEST = 32  # characters of a data set's digest; MLflow allows 36
 MACHINE = "system/"  # what MLflow puts before the metrics of the machine
 NOTE_TAG = "mlflow.note.content"
@@ -103,8 +105,11 @@ def grouped(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name.replace(".", "/", 1): numbers[name] for name in split}
 
 
-def note_of(numbers: Mapping[str, float]) -> str:
-    """The headline as a table in Markdown, from :func:`grouped` metrics: the run's description."""
+def note_of(numbers: Mapping[str, float], changes: str = "") -> str:
+    """The run's description in Markdown: the headline as a table, from :func:`grouped` metrics.
+
+    Below it stands what was changed (:meth:`Execution.changes`).
+    """
     pairs = [name.partition("/")[::2] for name in numbers]
     systems = list(dict.fromkeys(system for system, name in pairs if name == HEADLINE[0]))
     lines = [f"| metric | {' | '.join(systems)} |", f"|---{'|---' * len(systems)}|"]
@@ -112,6 +117,7 @@ def note_of(numbers: Mapping[str, float]) -> str:
         values = [numbers.get(f"{system}/{metric}") for system in systems]
         cells = ["–" if value is None else f"{value:#.4g}" for value in values]
         lines.append(f"| `{metric}` | {' | '.join(cells)} |")
+    lines += ["", changes] if changes else []
     return "\n".join([*lines, "", "The whole run on one page: `report.html` among the artifacts."])
 
 
@@ -160,6 +166,7 @@ class Execution:
     def __init__(self, config: Config, name: str | None = None) -> None:
         self.root = repository()
         self.uri = tracking_uri()
+        self._config = config
         parameters = flatten(resolved(config))
         self.parameters = {name: _fitting(value) for name, value in parameters.items()}
         self.commit = _git_commit()
@@ -167,6 +174,7 @@ class Execution:
         self.name = name or os.environ.get("DVC_EXP_NAME")
         self.key = self.name or f"{self.commit[:10]}-{digest[:8]}"
         self.title = f"{config.preset} β={config.beta:g} seed {config.seed}"
+        self.title += " quick" if config.quick else ""
         self.title += f" ({self.name})" if self.name else ""
 
     def lock(self) -> FileLock:
@@ -217,6 +225,28 @@ class Execution:
         """Names of the parameters whose values in a run are not those of this execution."""
         recorded: dict[str, str] = run.data.params
         return [name for name, value in recorded.items() if self.parameters.get(name) != value]
+
+    def changes(self) -> str:
+        """Which parameters are others than in the commit, else than in the one before it.
+
+        The first is so in an experiment, the second after a commit of the change. Empty where
+        nothing differs, and where Git or the commit's parameters cannot be read.
+        """
+        for revision in ("HEAD", "HEAD~"):
+            before = committed_config(Path("params.yaml"), revision, self._config)
+            then = {} if before is None else flatten(resolved(before))
+            other = [
+                f"`{name}` {then[name]:.40} → {value:.40}"
+                for name, value in self.parameters.items()
+                if name in then and then[name] != value
+            ]
+            if other:
+                more = (
+                    f" and {len(other) - MOST_CHANGES} more" if len(other) > MOST_CHANGES else ""
+                )
+                named = git(Path(), "rev-parse", "--short=10", revision)
+                return f"Changed since commit {named}: {', '.join(other[:MOST_CHANGES])}{more}."
+        return ""
 
     def create_parent(self) -> "Run":
         """A new run for this execution, without its parameters."""
@@ -432,6 +462,24 @@ def _fitting(value: str) -> str:
 def _git_commit() -> str:
     """The commit of the working copy, "unknown" outside Git."""
     return git(Path(), "rev-parse", "HEAD") or "unknown"
+
+
+def committed_config(params: Path, revision: str, like: Config) -> Config | None:
+    """The parameter file of a commit; made small, and of the same preset, if ``like`` is quick.
+
+    None where the commit has none, or one that this version does not read.
+    """
+    text = git(params.absolute().parent, "show", f"{revision}:./{params.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / params.name
+        copy.write_text(text, encoding="utf-8")
+        try:
+            tree: Any = read_tree(copy)
+            if like.quick and like.preset in tree["presets"]:
+                tree |= {"quick": True, "preset": like.preset}
+            return configuration(tree, params.name)
+        except (UserError, TypeError, KeyError):
+            return None
 
 
 def git(folder: Path, *arguments: str) -> str:

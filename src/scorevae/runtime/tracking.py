@@ -199,7 +199,7 @@ class _Session:
 
     def finish_parent(self, numbers: dict[str, float], figures: list[Path]) -> None:
         named = grouped(numbers)
-        self.execution.headline(self.parent, named, note_of(named))
+        self.execution.headline(self.parent, named, note_of(named, self.execution.changes()))
         for path in figures:
             self.artifact(self.parent, path, folder_of(path))
         self.execution.client.set_terminated(self.parent, "FINISHED")

@@ -44,18 +44,14 @@ def read_folder(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
         )
     found, pixels = _read(root, settings, writer)
     order = np.argsort(np.array(found.names))
-    found = found.ordered(order)
-    arrangement = arrange(found.names, settings.split, writer.key)
-    kept, repeated = without_repeats(arrangement.places, found.digests)
-    splits = _rows(kept, len(repeated), settings, writer.key)
-    classes, numbers = class_numbers(kept)
-    for split, places in splits.items():
+    understood = understand(found.ordered(order), settings, writer.key)
+    classes, numbers = class_numbers(understood.kept)
+    for split, places in understood.splits.items():
         rows = order[places]
         chunks = (pixels[rows[i : i + CHUNK]] for i in range(0, len(rows), CHUNK))
         writer.images(split, chunks)
         if classes:
             writer.labels(split, np.array([numbers[place] for place in places]))
-    understood = Understood(found, arrangement, kept, repeated, splits, classes)
     for line in understood.lines():
         print(line, file=sys.stderr, flush=True)
     return Origin(
@@ -63,12 +59,27 @@ def read_folder(settings: DataConfig, root: Path | None, writer: DatasetWriter) 
     )
 
 
+def understand(found: Found, settings: DataConfig, key: str) -> Understood:
+    """Which of the images, in the order of their names, go where.
+
+    Raises:
+        UserError: names that can be read in two ways; a split without images.
+    """
+    arrangement = arrange(found.names, settings.split, key)
+    kept, repeated = without_repeats(arrangement.places, found.digests)
+    splits = _rows(kept, len(repeated), settings, key)
+    return Understood(found, arrangement, kept, repeated, splits, class_numbers(kept)[0])
+
+
 def _read(root: Path, settings: DataConfig, writer: DatasetWriter) -> tuple[Found, np.ndarray]:
     """Decode every file once, in the order of the tree; what was found, and the pixels."""
     found = Found(root, names=[], digests=[], bad=[], ignored=Counter())
+    wanted = _some(root, settings.images, writer.folder)
     scratch = writer.folder / "scratch"
     with scratch.open("wb") as rows, progress("images", 0, None) as report:
         for file in image_files(root, writer.folder, found.ignored):
+            if wanted is not None and file.name not in wanted:
+                continue
             try:
                 content = decode(file.read(), settings.image).tobytes()
             except BadImage as reason:
@@ -85,6 +96,14 @@ def _read(root: Path, settings: DataConfig, writer: DatasetWriter) -> tuple[Foun
     pixels = np.memmap(scratch, np.uint8, "r", shape=shape)
     scratch.unlink()  # stays readable through the mapping, and is gone with it
     return found, pixels
+
+
+def _some(root: Path, most: int | None, scratch: Path) -> set[str] | None:
+    """The names of so many files, evenly over all in their order: of every folder a share."""
+    if most is None:
+        return None
+    names = sorted(file.name for file in image_files(root, scratch, Counter()))
+    return {names[i] for i in np.linspace(0, len(names) - 1, min(most, len(names)), dtype=int)}
 
 
 def _check(found: Found, key: str) -> None:

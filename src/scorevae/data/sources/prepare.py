@@ -37,7 +37,7 @@ def prepare(settings: DataConfig, folder: Path, *, key: str = "data") -> None:
     root = None if settings.root is None else own_path(settings.root, f"{key}.root")
     with replacing(folder) as temporary:
         temporary.mkdir()
-        writer = DatasetWriter(temporary, settings.image, key)
+        writer = DatasetWriter(temporary, settings.image, key, settings.images)
         origin = SOURCES[settings.source](settings, root, writer)
         shutil.rmtree(temporary / "unpacked", ignore_errors=True)
         _write_meta(temporary, writer, origin)

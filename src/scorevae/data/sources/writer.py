@@ -18,9 +18,14 @@ SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 class DatasetWriter:
     """The two splits of a data set, in the folder of :func:`scorevae.data.arrays.load_split`."""
 
-    def __init__(self, folder: Path, image: ImageConfig, key: str) -> None:
-        """Begin a data set; ``key`` is where params.yaml has its settings, for messages."""
-        self.folder, self.image, self.key = folder, image, key
+    def __init__(
+        self, folder: Path, image: ImageConfig, key: str, most: int | None = None
+    ) -> None:
+        """Begin a data set of at most so many images a split; None: all that there are.
+
+        ``key`` is where params.yaml has its settings, for messages.
+        """
+        self.folder, self.image, self.key, self.most = folder, image, key, most
         self.counts: dict[SplitName, int] = {}
 
     @property
@@ -44,17 +49,20 @@ class DatasetWriter:
 
         with (self.folder / f"{split}_images.npy").open("wb") as file:
             header()
-            for chunk in chunks:
-                check_shape(chunk, self.image, self.key)
+            for whole in chunks:
+                check_shape(whole, self.image, self.key)
+                chunk = whole if self.most is None else whole[: self.most - count]
                 file.write(np.ascontiguousarray(chunk).data)
                 count += len(chunk)
+                if count == self.most:
+                    break
             file.seek(0)
             header()
         self.counts[split] = count
 
     def labels(self, split: SplitName, labels: np.ndarray) -> None:
         """Write the labels of one split: a class (n,), or attributes of 0 and 1 (n, names)."""
-        np.save(self.folder / f"{split}_labels.npy", labels.astype(np.int64))
+        np.save(self.folder / f"{split}_labels.npy", labels[: self.most].astype(np.int64))
 
 
 class Origin(NamedTuple):

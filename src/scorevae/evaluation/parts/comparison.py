@@ -87,7 +87,8 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
             return None
 
     config, device, trunks = subject.config, default_device(), subject.models / "lpips"
-    net, limit, seed = config.selected.lpips.net, config.evaluate.classifier_images, config.seed
+    net, seed = config.selected.lpips.net, config.seed
+    limit = subject.worth(config.evaluate.classifier_images)
     judge("sharpness", lambda: metrics.sharpness(subject.originals, subject.originals))
     judges = Judges(
         judge("lpips", lambda: lpips.load_lpips(trunks, net).to(device)),
@@ -100,7 +101,7 @@ def open_judges(subject: Subject) -> tuple[Judges, dict[str, str]]:
 def summarise(
     originals: Images, system: Reconstructions, active_threshold: float, judges: Judges
 ) -> dict[str, float | int | None]:
-    """All numbers of one system, its entry of ``results/metrics.json``; None: not available.
+    """All numbers of one system, its entry of ``metrics.json``; None: not available.
 
     ``lpips`` is the distance as its authors define it. ``paper_lpips`` is that of arXiv
     2304.12141: VGG, fed images in [0, 1]; comparable with tables 1 and 2, too low as a distance.

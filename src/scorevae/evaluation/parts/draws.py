@@ -101,7 +101,10 @@ METRICS = {
     "l2_of_mean": Metric("L2 of the mean of K draws", "", "lower"),
     "pixel_std": Metric("Spread of a pixel over draws", "standard deviation"),
     "calibration": Metric(
-        "Error of the mean over spread", "1 if the image is like a draw for its z", "one"
+        "Error of the mean over spread",
+        "1 if the image is like a draw for its z",
+        "one",
+        absent="not applicable: all draws for one z are one image",
     ),
 }
 PART = Part(

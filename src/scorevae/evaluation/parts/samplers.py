@@ -13,7 +13,7 @@ import torch
 
 from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.config import SamplingConfig
-from scorevae.evaluation.figures import Figure, lines
+from scorevae.evaluation.figures import Figure, lines, logarithmic
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
 from scorevae.evaluation.report.tables import Row
@@ -179,7 +179,9 @@ def draw(trials: Sequence[Trial]) -> Figure:
     axes[1].axhline(1, color="grey", linewidth=0.5)
     for axis, name in zip(axes, ("L2", "sharpness"), strict=True):
         axis.set(xlabel="network evaluations", ylabel=name, xscale="log", yscale="log")
-    axes[0].legend(fontsize=6)
+        logarithmic(axis.xaxis)
+        logarithmic(axis.yaxis)
+    axes[0].legend(fontsize=8)
     return figure
 
 

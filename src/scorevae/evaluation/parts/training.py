@@ -8,7 +8,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 
 from scorevae.errors import Unavailable
-from scorevae.evaluation.figures import Figure
+from scorevae.evaluation.figures import Figure, logarithmic
 from scorevae.evaluation.part import Caption, Found, Part, Subject
 from scorevae.evaluation.report.page import Cell, Label, Number, Table
 
@@ -127,6 +127,7 @@ def draw(curves: Mapping[str, Sequence[Phase]]) -> Figure:
             steps = [step for step, _ in phase.loss]
             axis.plot(steps, [loss for _, loss in phase.loss], label=phase.name)
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
+        logarithmic(axis.yaxis)
         axis.legend(fontsize=8)
     figure.tight_layout()
     return figure

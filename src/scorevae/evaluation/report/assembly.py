@@ -31,6 +31,7 @@ TITLES = {name: system.title for name, system in SYSTEMS.items()} | {
     "pixels": "Pixels",
     "train_images": "Training images",
 }
+QUICK = "A quick run: a few images and steps, to see that everything works. No number counts."
 SETTINGS = {  # columns of tables whose rows are settings
     "evaluations": Metric("Evaluations", digits=0),
     "seconds": Metric("Time, s", digits=2),
@@ -54,7 +55,8 @@ def assemble(
     each cost.
     """
     metrics = {k: v for part, _ in parts for k, v in part.metrics.items()} | SETTINGS
-    cards, sections, off, cautions = [], [], [], []
+    cards, sections, off = [], [], []
+    cautions = [QUICK] if config.quick else []
     lead = None
     for part, found in parts:
         why = unavailable.get(part.name, "")

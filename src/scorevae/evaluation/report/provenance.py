@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shlex
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import psutil
 import torch
 
-from scorevae.config import Config, flatten, load_config
-from scorevae.errors import UserError
+from scorevae.config import Config, flatten
 from scorevae.evaluation.report.page import Provenance
-from scorevae.runtime.runs import git
+from scorevae.runtime.runs import committed_config, git
 
 YAML = {"None": "null", "True": "true", "False": "false"}
 LOCAL = ("data.root", "lpips.trunk")  # of the preset: where files lie on one machine
@@ -49,7 +47,7 @@ def provenance(config: Config, params: Path) -> Provenance:
     folder = params.absolute().parent
     commit = git(folder, "rev-parse", "HEAD")
     dirty = bool(git(folder, "status", "--porcelain", "--", *CODE))
-    ours, committed = parameters(config), committed_parameters(params)
+    ours, committed = parameters(config), committed_parameters(params, config)
     notes = []
     if not commit:
         notes.append("The run was not in a Git repository: no commit is known.")
@@ -71,16 +69,10 @@ def provenance(config: Config, params: Path) -> Provenance:
     )
 
 
-def committed_parameters(params: Path) -> dict[str, str]:
+def committed_parameters(params: Path, config: Config) -> dict[str, str]:
     """All parameters in the commit's version of the file; empty where there is none."""
-    text = git(params.absolute().parent, "show", f"HEAD:./{params.name}")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / params.name
-        copy.write_text(text, encoding="utf-8")
-        try:
-            return _plain(load_config(copy).model_dump())
-        except UserError:  # of another version of this package, or no file in the commit
-            return {}
+    committed = committed_config(params, "HEAD", config)
+    return {} if committed is None else _plain(committed.model_dump())
 
 
 def commands(ours: Mapping[str, str], commit: str, committed: Mapping[str, str]) -> list[str]:
@@ -89,6 +81,7 @@ def commands(ours: Mapping[str, str], commit: str, committed: Mapping[str, str])
         name: value
         for name, value in ours.items()
         if name in ("preset", "beta", "seed")
+        or (name, value) == ("quick", "true")
         or value == PLACEHOLDER
         or committed.get(name, value) != value
     }

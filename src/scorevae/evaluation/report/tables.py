@@ -15,6 +15,7 @@ class Metric(NamedTuple):
     better: Literal["lower", "higher", "one", ""] = ""
     digits: int = 4
     headline: int | None = None  # decimals on its card at the top of the page; None: no card
+    absent: str = ""  # what None means, where no reason was given
 
 
 Metrics = Mapping[str, Metric]
@@ -51,7 +52,7 @@ def systems_table(
 ) -> Table:
     """One row for each metric, one column for each system.
 
-    ``numbers`` maps system -> metric -> value, as in ``results/metrics.json``; a metric that only
+    ``numbers`` maps system -> metric -> value, as in ``metrics.json``; a metric that only
     some systems have is missing in the others. A system without a title goes by its name.
     ``reasons`` say why a value is None, under "system.metric", "metric" or "system".
     """
@@ -63,7 +64,7 @@ def systems_table(
         rows.append([metric_label(name, metrics)])
         for system, value in zip(numbers, values, strict=True):
             why = reason_of(reasons or {}, f"{system}.{name}", name, system)
-            why = why or ("" if name in numbers[system] else "does not apply")
+            why = why or (metric.absent if name in numbers[system] else "not applicable")
             rows[-1].append(number(metric, value, why, best=value is not None and value in best))
     columns = ["Metric", *(titles.get(system, system) for system in numbers)]
     return Table(caption, columns, rows, note)
