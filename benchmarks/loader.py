@@ -25,7 +25,7 @@ from scorevae.data.sources.writer import DatasetWriter
 from scorevae.networks.prior import PriorUNet
 from scorevae.objectives import PriorObjective
 from scorevae.sde import build_sde
-from scorevae.training.loop import LossModule
+from scorevae.training.step import LossModule
 
 CHUNK = 1000
 
@@ -57,9 +57,15 @@ def training_step(preset: PresetConfig, batch: Batches) -> Callable[[int], objec
     device = default_device()
     network = PriorUNet(preset.data.image, settings.network, sde).to(device)
     objective = PriorObjective(sde=sde, time=settings.time)
-    module = LossModule(network, objective, bf16=settings.training.precision == "bf16")
+    bf16 = settings.training.precision == "bf16"
+    module = LossModule(network, objective, bf16=bf16, compiled=False)
     generator = torch.Generator(device).manual_seed(0)
-    return lambda step: module(batch(step), generator)["loss"].backward()
+
+    def step(number: int) -> None:
+        x_0 = batch(number)
+        module(x_0, objective.draw(x_0, generator))["loss"].backward()
+
+    return step
 
 
 @click.command(help=__doc__)

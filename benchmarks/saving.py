@@ -20,7 +20,8 @@ from scorevae.config import Config, load_config
 from scorevae.networks.prior import PriorUNet
 from scorevae.runtime.state import StateFile
 from scorevae.sde import build_sde
-from scorevae.training.loop import average, save_interval
+from scorevae.training.loop import save_interval
+from scorevae.training.step import Average
 
 
 def state_of(config: Config, preset: str) -> tuple[int, dict[str, Any]]:
@@ -31,7 +32,7 @@ def state_of(config: Config, preset: str) -> tuple[int, dict[str, Any]]:
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    averaged = average(module, chosen.prior.training.ema)
+    averaged = Average(module, chosen.prior.training.ema)
     state = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),

@@ -93,7 +93,8 @@ def isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     patch.setenv("TORCH_HOME", str(folder / "torch"))
     patch.setenv("SCOREVAE_DOWNLOADS", str(folder / "downloads"))
-    for name in ("DVC_ROOT", "DVC_EXP_NAME", "SCOREVAE_WORKERS"):
+    patch.setenv("SCOREVAE_PROCESSES", "1")  # or stages that run in a test would leave it
+    for name in ("DVC_ROOT", "DVC_EXP_NAME", "SCOREVAE_WORKERS", "SCOREVAE_COMPILE"):
         patch.delenv(name, raising=False)
 
 

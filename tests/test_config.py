@@ -150,6 +150,10 @@ ENCODER, PRIOR = "presets.digits.encoder.network", "presets.digits.prior.network
     ({"sde.sigma_min": 50.0}, "sde: sigma_min 50.0 is not below sigma_max 50.0"),
     ({"evaluate.probes.times": [0.0, 5e-4]}, "top level: evaluate.probes.times: got 0.0005; "
      "choose 0, or sde.t_min (0.001) to sde.t_max (1.0)"),
+    (
+        {"presets.digits.vae.training.accumulate": 3},
+        "presets.digits.vae.training: accumulate: got 3, which does not divide batch (16)",
+    ),
     ({f"{ENCODER}.groups": 5}, f"{ENCODER}: channels 8 is not a multiple of groups 5"),
     ({f"{ENCODER}.kind": "conv", f"{ENCODER}.channels": [7, 8]},
      f"{ENCODER}: channels: got 7 first; conv needs an even number"),

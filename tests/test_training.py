@@ -1,6 +1,7 @@
 """training: the loop resumes bit for bit, averages, clips, and survives bad steps."""
 
 import copy
+import inspect
 import math
 import multiprocessing
 import os
@@ -16,18 +17,42 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scorevae.config import TrainingConfig
 from scorevae.data import batches as data
 from scorevae.errors import UserError
 from scorevae.randomness import global_seed
+from scorevae.runtime import compiled
 from scorevae.runtime.interruption import Interrupted
-from scorevae.training import loop as training
-from scorevae.training.loop import average, fit, learning_rate, save_interval
+from scorevae.training import step as training
+from scorevae.training.loop import fit, save_interval
+from scorevae.training.step import Average, learning_rate
 
 STEPS = 7
 Rows = list[tuple[int, dict[str, float]]]
+Loss = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
+
+
+class Drawing:
+    """An objective that is one function, which draws itself."""
+
+    def __init__(self, function: Loss) -> None:
+        self.function = function
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> torch.Generator:
+        return generator
+
+    def frozen(self, x: Tensor, draw: torch.Generator) -> None:
+        return None
+
+    def trained(
+        self, module: nn.Module, x: Tensor, draw: torch.Generator, frozen: None
+    ) -> dict[str, Tensor]:
+        return self.function(module, x, draw)
 
 
 class Memory:
@@ -54,8 +79,9 @@ def accelerator() -> Iterator[Accelerator]:
 def settings(**changes: Any) -> TrainingConfig:  # noqa: ANN401 (any value)
     """A few steps of everything that the loop does."""
     values = {
-        "batch": 8, "steps": STEPS, "learning_rate": 0.05, "schedule": "cosine", "warmup": 2,
-        "clip": 1.0, "ema": 0.5, "precision": "float32", "log_every": 2, "validate_every": 3,
+        "batch": 8, "accumulate": 1, "steps": STEPS, "learning_rate": 0.05, "schedule": "cosine",
+        "warmup": 2, "clip": 1.0, "ema": 0.5, "precision": "float32", "log_every": 2,
+        "validate_every": 3,
     }  # fmt: skip
     return TrainingConfig(**values | changes)
 
@@ -78,6 +104,11 @@ def noisy_square(module: nn.Module, x: Tensor, generator: torch.Generator) -> di
     return {"loss": error, "size": error.detach().sqrt()}
 
 
+def plain_square(module: nn.Module, x: Tensor, generator: object) -> dict[str, Tensor]:
+    """The same without noise, as a compiler wants it: nothing is drawn but by dropout."""
+    return {"loss": (module(x)[:, 0] - x.sum(dim=1)) ** 2}
+
+
 class Run:
     """Everything observable of one call of fit."""
 
@@ -85,8 +116,8 @@ class Run:
         self.module = given.get("module") or network()
         self.state = given.get("state") or Memory()
         self.rows: Rows = []
-        self._arguments = {
-            "objective": given.get("objective", noisy_square),
+        self.arguments = {
+            "objective": Drawing(given.get("objective", noisy_square)),
             "batches": given.get("batches", batches),
             "settings": settings(**given.get("changes", {})),
             "seed": given.get("seed", 1),
@@ -98,7 +129,7 @@ class Run:
         }
 
     def go(self) -> nn.Module:
-        return fit(self.module, **self._arguments)
+        return fit(self.module, **self.arguments)
 
     def numbers(self) -> Rows:
         """What was recorded, but for the time it took."""
@@ -114,7 +145,7 @@ def assert_same(first: object, second: object) -> None:
 def usual(
     before: Callable[..., object] = lambda call, module, x, generator: None,
     factor: Callable[[int], float] = lambda call: 1.0,
-) -> training.Objective:
+) -> Loss:
     """The usual objective: ``before`` sees what each call is given, ``factor`` scales its loss."""
     calls = count()
 
@@ -127,12 +158,12 @@ def usual(
     return objective
 
 
-def stopping_at(step: int, stop: Callable[[], None]) -> training.Objective:
+def stopping_at(step: int, stop: Callable[[], None]) -> Loss:
     """The usual objective, which calls ``stop`` at its ``step``-th evaluation."""
     return usual(before=lambda call, *given: stop() if call == step else None)
 
 
-def failing(from_: int, until: int) -> training.Objective:
+def failing(from_: int, until: int) -> Loss:
     """The usual objective with a gradient that is not a number from one evaluation to another."""
     return usual(factor=lambda call: math.nan if from_ <= call < until else 1.0)
 
@@ -286,11 +317,11 @@ def test_average_is_its_closed_form() -> None:
     """
     values = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     module = nn.Linear(1, 1, bias=False).double()
-    averaged = average(module, 0.3)
+    averaged, good = Average(module, 0.3), torch.zeros(())
     expected = values[0]
     for n, value in enumerate(values):
         nn.init.constant_(module.weight, value.item())
-        averaged.update_parameters(module)
+        averaged.update(good)
         if n > 0:
             decay = min(0.3, (1 + n) / (10 + n))
             expected = decay * expected + (1 - decay) * value
@@ -402,6 +433,53 @@ def test_infinite_loss_with_a_finite_gradient_is_a_bad_step(accelerator: Acceler
     assert_same(result.state_dict(), network().state_dict())
 
 
+def test_bad_steps_are_noticed_at_the_next_record(accelerator: Accelerator) -> None:
+    """Catches a message of another step than the one that reached the limit, or of its values."""
+    limit = training.MAX_SKIPPED
+    changes = {"steps": 100, "schedule": "constant", "log_every": limit + 5}
+    run = Run(accelerator, changes=changes, objective=failing(2, 2 + limit))
+    with pytest.raises(UserError, match=rf"step {2 + limit - 1}: .* \(loss nan, size \d"):
+        run.go()
+    assert run.rows == [(s, row) for s, row in run.rows if s <= limit + 5]
+
+
+class Reads(TorchDispatchMode):
+    """Notes when a number was read from a tensor, for which the host waits for a device."""
+
+    WAITING = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.step = -1
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if function.overloadpacket.__name__ in self.WAITING:
+            self.steps.append(self.step)
+        return function(*args, **kwargs or {})
+
+
+def test_no_step_waits_for_the_device(accelerator: Accelerator) -> None:
+    """Catches an ``item()`` or an ``if`` on a tensor in a step, for which a GPU would stand still.
+
+    On a CPU nothing waits; that a number is read from a tensor shows there as well.
+    """
+    reads = Reads()
+
+    def watched(step: int) -> Tensor:
+        reads.step = step
+        return batches(step)
+
+    changes = {"steps": 6, "log_every": 3, "validate_every": 6}
+    run = Run(accelerator, changes=changes, batches=watched)
+    with reads:
+        run.go()
+    assert set(reads.steps) <= {2, 5}
+    assert 2 in reads.steps
+
+
 @pytest.mark.parametrize("text", ["soon", "nan", "-1", ""])
 def test_save_interval(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Catches more work at stake than is promised, and a message without the variable."""
@@ -466,6 +544,107 @@ def test_bf16(accelerator: Accelerator) -> None:
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in result.parameters()} == {torch.float32}
     assert all(math.isfinite(value) for _, row in run.rows for value in row.values())
+
+
+class Regression:
+    """A noisy row to its sum; the loss uses rows of what was drawn for the whole batch."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Tensor] = []
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rank = torch.arange(len(x)) / len(x)  # strata: another part, another mean
+        self.drawn.append(torch.randn(x.shape, generator=generator, dtype=x.dtype))
+        return rank, {"noise": self.drawn[-1]}
+
+    def frozen(self, x: Tensor, draw: Any) -> Tensor:  # noqa: ANN401
+        return (x + draw[1]["noise"]).sum(dim=1)
+
+    def trained(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        draw: Any,
+        frozen: Tensor,  # noqa: ANN401
+    ) -> dict[str, Tensor]:
+        error = (module(x)[:, 0] - frozen - draw[0]) ** 2
+        return {"loss": error, "size": error.sqrt()}
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulated_gradient_is_that_of_the_batch(accelerator: Accelerator, parts: int) -> None:
+    """Catches a sum for a mean, other draws, a part left out, and a step after each part.
+
+    In float64, where only the order of sums of eight numbers differs.
+    """
+    results = []
+    for accumulate in (1, parts):
+        module, objective = network()[:2].append(nn.Linear(8, 1)).double(), Regression()
+        nn.init.constant_(module[2].weight, 0.1)
+        nn.init.zeros_(module[2].bias)
+        run = Run(
+            accelerator, module=module, changes={"accumulate": accumulate},
+            batches=lambda step: batches(step).double(),
+        )  # fmt: skip
+        run.arguments["objective"] = objective
+        results.append((run.go().state_dict(), run.numbers(), torch.stack(objective.drawn)))
+    for (whole, expected, noise), (weights, numbers, same) in [results]:
+        assert torch.equal(noise, same)
+        for name, value in whole.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-11, atol=1e-11)
+        for (step, row), (_, other) in zip(expected, numbers, strict=True):
+            # the losses are means in float32
+            assert row == pytest.approx(other, rel=1e-6), step
+
+
+def test_parts_that_do_not_divide_a_share_are_refused(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches rows that no part takes: with two processes a batch of 8 has shares of 4."""
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(UserError, match=r"accumulate: got 8, .* 2 processes in a batch of 8"):
+        Run(accelerator, changes={"accumulate": 8}).go()
+
+
+def refusing(*parts: str) -> Any:  # noqa: ANN401 (what torch takes for a compiler)
+    """A compiler that cannot do those parts of a step."""
+
+    def compiler(part: str) -> Callable[..., Any]:
+        def compile_graph(graph: Any, inputs: Any) -> object:  # noqa: ANN401
+            if part in parts:
+                raise RuntimeError(f"cannot compile the {part}")
+            return make_boxed_func(graph.forward)
+
+        return compile_graph
+
+    return aot_autograd(fw_compiler=compiler("loss"), bw_compiler=compiler("gradient"))
+
+
+@pytest.mark.parametrize("parts", [(), ("loss",), ("gradient",)])
+def test_compiler_that_fails_changes_no_bit(
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    parts: tuple[str, ...],
+) -> None:
+    """Catches a run that dies of it, a trace left by the attempt, and an attempt unannounced.
+
+    The gradient is compiled after the loss, when its error is out of the loss's reach.
+    """
+    expected = Run(accelerator, objective=plain_square).go().state_dict()
+    monkeypatch.setenv("SCOREVAE_COMPILE", "1")
+    monkeypatch.setattr(compiled, "BACKEND", refusing(*parts))
+    monkeypatch.setattr(compiled, "_told", set())
+    # No compiler reads through the checks of shapes.
+    monkeypatch.setattr(training.LossModule, "_means", inspect.unwrap(training.LossModule._means))
+    capsys.readouterr()
+    assert_same(Run(accelerator, objective=plain_square).go().state_dict(), expected)
+    beginning, *lines = capsys.readouterr().out.splitlines()
+    assert beginning == "test/run: compiling"
+    told = [line for line in lines if "uncompiled" in line]
+    assert all(
+        f"cannot compile the {part}" in line for part, line in zip(parts, told, strict=True)
+    )
 
 
 def test_no_steps_return_the_initial_weights(accelerator: Accelerator) -> None:

@@ -56,7 +56,8 @@ STATED: dict[str, Any] = {
         "t_min": 1e-3, "t_max": 1.0,
     },
     "objective": {"weighting": "likelihood", "time": "log_snr", "log_determinant": "full"},
-    "reconstruct": {"protocol": "default", "prior": None, "guidance": 1.0, "batch": 250},
+    "reconstruct": {"protocol": "default", "prior": None, "guidance": 1.0, "batch": 250,
+                    "precision": "float32"},
     "protocols": {
         "default": protocol("sde_dpm_solver_pp", "log_snr", "mean", clip=True),
         "ode": protocol("dpm_solver_pp", "log_snr", "mean", clip=True),
@@ -76,8 +77,9 @@ STATED: dict[str, Any] = {
     },
 }  # fmt: skip
 TRAINING = {
-    "batch": 16, "steps": 4, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 1,
-    "clip": 10.0, "ema": 0.99, "precision": "float32", "log_every": 2, "validate_every": 2,
+    "batch": 16, "accumulate": 1, "steps": 4, "learning_rate": 2e-3, "schedule": "cosine",
+    "warmup": 1, "clip": 10.0, "ema": 0.99, "precision": "float32", "log_every": 2,
+    "validate_every": 2,
 }  # fmt: skip
 PRESET: dict[str, Any] = {
     "data": {"root": None, "images": None, "test_fraction": 0.2, "split": "auto", "split_seed": 0},

@@ -49,6 +49,7 @@ Grid = Literal["uniform", "log_snr", "karras"]
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 Variant = Literal["corrector", "diffusion_decoder"]
 Conditioning = Literal["concatenate", "scale"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 class Section(BaseModel):
@@ -122,6 +123,7 @@ class ReconstructConfig(Section):
     prior: FileName | None  # weights of another prior to decode with; null: the encoder's
     guidance: NonNegative
     batch: Count
+    precision: Precision
 
 
 class DecodingConfig(Section):
@@ -227,15 +229,25 @@ class TrainingConfig(Section):
     """One run of :func:`scorevae.training.loop.fit`."""
 
     batch: Count
+    accumulate: Count  # parts of a batch that are computed one after the other
     steps: CountOrZero
     learning_rate: Positive
     schedule: Literal["constant", "cosine"]
     warmup: CountOrZero
     clip: Positive
     ema: Share
-    precision: Literal["float32", "bf16"]
+    precision: Precision
     log_every: Count
     validate_every: Count
+
+    @model_validator(mode="after")
+    def _in_equal_parts(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate: got {self.accumulate}, which does not divide batch ({self.batch}); "
+                "choose a divisor of it"
+            )
+        return self
 
 
 class ImageConfig(Section):

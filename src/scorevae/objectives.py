@@ -1,11 +1,12 @@
 """What each network minimises. An objective maps (module, images, generator) to named losses.
 
-It does so in two steps: a draw, which is all of its randomness, and a loss, a pure function of
-(module, images, draw) but for a network's own dropout. Every loss has shape (batch,): squared
-errors are summed over pixels, KL over latents, and the caller takes the mean over the batch.
-Times are drawn in [t_min, t_max], stratified over the batch, and weighted by one over their
-density, so every combination of weighting and time distribution is an unbiased estimate of
-½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 7 and §3.5).
+It does so in steps: a draw, which is all of its randomness; what frozen networks say of it; and
+the losses, a pure function of (module, images, draw, what they said) but for a network's own
+dropout. Every loss has shape (batch,): squared errors are summed over pixels, KL over latents, and
+the caller takes the mean over the batch. Times are drawn in [t_min, t_max], stratified over the
+batch, and weighted by one over their density, so every combination of weighting and time
+distribution is an unbiased estimate of ½ ∫ w(t) ‖∇ln p(x_t|x_0) − s‖² dt (arXiv 2304.12141, eq. 7
+and §3.5).
 """
 
 import math
@@ -31,16 +32,25 @@ Weighting = Literal["likelihood", "simple"]
 class Objective(ABC):
     """A draw and the loss of what was drawn; called, one after the other.
 
-    Apart, they let a loop compile the loss and draw outside of what is compiled.
+    Apart, they let a loop draw outside of what it compiles, and compile what is trained apart from
+    what is frozen.
     """
 
     @abstractmethod
     def draw(self, x_0: Data, generator: torch.Generator) -> Any:  # noqa: ANN401 (the loss's own)
-        """Everything random, for images like these."""
+        """Everything random, for images like these; tensors with a row for each."""
+
+    def frozen(self, x_0: Data, draw: Any) -> Any:  # noqa: ANN401
+        """What networks say that are not trained here; no gradient passes through it."""
+        del x_0, draw
 
     @abstractmethod
+    def trained(self, module: Any, x_0: Data, draw: Any, frozen: Any) -> Losses:  # noqa: ANN401
+        """The losses of a module, given what was drawn and what :meth:`frozen` gave."""
+
     def loss(self, module: Any, x_0: Data, draw: Any) -> Losses:  # noqa: ANN401
         """The losses of a module, given what was drawn; nothing is drawn here."""
+        return self.trained(module, x_0, draw, self.frozen(x_0, draw))
 
     def __call__(self, module: nn.Module, x_0: Data, generator: torch.Generator) -> Losses:
         """The losses of a module."""
@@ -114,7 +124,7 @@ class PriorObjective(Objective):
         """Times, then ε."""
         return draw_times(self.sde, x_0, generator, self.time).t, normal_like(x_0, generator)
 
-    def loss(self, module: nn.Module, x_0: Data, draw: PriorDraw) -> Losses:
+    def trained(self, module: nn.Module, x_0: Data, draw: PriorDraw, frozen: None) -> Losses:
         """``loss`` of ε_p."""
         t, noise = draw
         predicted = module(perturb(self.sde, x_0, t, noise), t)
@@ -156,7 +166,7 @@ class VAEObjective(Objective):
         """The noise of z."""
         return normal_like(x_0, generator, self.latent)
 
-    def loss(self, module: VAE, x_0: Data, draw: Latents) -> Losses:
+    def trained(self, module: VAE, x_0: Data, draw: Latents, frozen: None) -> Losses:
         """``loss`` of encoder and decoder; ``distortion`` and ``rate``, the KL."""
         posterior: DiagonalGaussian = module.encoder(x_0, torch.zeros(len(x_0), device=x_0.device))
         squared = _squared_norm(x_0 - module.decoder(posterior.at(draw)))
@@ -201,18 +211,22 @@ class EncoderObjective(LatentObjective):
     prior: ScoreFn
     beta: float
 
-    def loss(self, module: Encoder, x_0: Data, draw: LatentDraw) -> Losses:
+    def frozen(self, x_0: Data, draw: LatentDraw) -> Data:
+        """The prior's score of x_t."""
+        times, noise, _ = draw
+        with torch.no_grad():
+            return self.prior(perturb(self.sde, x_0, times.t, noise), times.t)
+
+    def trained(self, module: Encoder, x_0: Data, draw: LatentDraw, frozen: Data) -> Losses:
         """``loss`` of the encoder; ``diffusion``, the integral, and ``rate``, the KL."""
         times, noise, z_noise = draw
         x_t = perturb(self.sde, x_0, times.t, noise)
-        with torch.no_grad():
-            prior_term = self.prior(x_t, times.t)
         posterior = module(x_0, torch.zeros_like(times.t))
         z = posterior.at(z_noise)
         full = self.settings.log_determinant == "full"
         correction = latent_score(module, x_t, times.t, z, log_determinant=full)
         sigma = over(self.sde.marginal(times.t).sigma, x_0)
-        diffusion = self.integral(times, noise + sigma * (prior_term + correction))
+        diffusion = self.integral(times, noise + sigma * (frozen + correction))
         rate = posterior.kl_to_standard_normal()
         return {"loss": diffusion + self.beta * rate, "diffusion": diffusion, "rate": rate}
 
@@ -230,15 +244,23 @@ class CorrectorObjective(LatentObjective):
 
     posterior: ConditionalScore
 
-    def loss(self, module: nn.Module, x_0: Data, draw: LatentDraw) -> Losses:
-        """``loss`` of the net, the integral."""
+    def frozen(self, x_0: Data, draw: LatentDraw) -> tuple[Latents, Data]:
+        """z, and the score of prior and encoder given z."""
         times, noise, z_noise = draw
         x_t = perturb(self.sde, x_0, times.t, noise)
         with torch.no_grad():
             z = self.posterior.encoder(x_0, torch.zeros_like(times.t)).at(z_noise)
-            frozen = self.posterior.score(z)(x_t, times.t)
+            return z, self.posterior.score(z)(x_t, times.t)
+
+    def trained(
+        self, module: nn.Module, x_0: Data, draw: LatentDraw, frozen: tuple[Latents, Data]
+    ) -> Losses:
+        """``loss`` of the net, the integral."""
+        times, noise, _ = draw
+        z, score = frozen
+        x_t = perturb(self.sde, x_0, times.t, noise)
         sigma = over(self.sde.marginal(times.t).sigma, x_0)
-        return {"loss": self.integral(times, noise + sigma * frozen - module(x_t, z, times.t))}
+        return {"loss": self.integral(times, noise + sigma * score - module(x_t, z, times.t))}
 
 
 @dataclass(frozen=True)
@@ -253,7 +275,7 @@ class DiffusionDecoderObjective(LatentObjective):
 
     beta: float
 
-    def loss(self, module: VAE, x_0: Data, draw: LatentDraw) -> Losses:
+    def trained(self, module: VAE, x_0: Data, draw: LatentDraw, frozen: None) -> Losses:
         """``loss`` of both; ``diffusion``, the integral, and ``rate``, the KL."""
         times, noise, z_noise = draw
         x_t = perturb(self.sde, x_0, times.t, noise)
@@ -286,13 +308,17 @@ class WarmStartObjective(Objective):
         uniform = torch.rand(t.shape, generator=generator, device=t.device)
         return t, noise, uniform < self.settings.clean_share
 
-    def loss(self, module: Encoder, x_0: Data, draw: WarmStartDraw) -> Losses:
+    def frozen(self, x_0: Data, draw: WarmStartDraw) -> DiagonalGaussian:
+        """q_0, the target."""
+        with torch.no_grad():
+            mean, log_variance = self.teacher(x_0, torch.zeros_like(draw[0]))
+        return DiagonalGaussian(mean, log_variance + math.log(self.settings.variance_scale))
+
+    def trained(
+        self, module: Encoder, x_0: Data, draw: WarmStartDraw, frozen: DiagonalGaussian
+    ) -> Losses:
         """``loss`` of the encoder."""
         drawn, noise, clean = draw
         t = torch.where(clean, torch.zeros_like(drawn), drawn)
         x_t = torch.where(over(clean, x_0), x_0, perturb(self.sde, x_0, t, noise))
-        with torch.no_grad():
-            mean, log_variance = self.teacher(x_0, torch.zeros_like(t))
-        wider = log_variance + math.log(self.settings.variance_scale)
-        target = DiagonalGaussian(mean, wider)
-        return {"loss": target.kl_to(module(x_t, t))}
+        return {"loss": frozen.kl_to(module(x_t, t))}

@@ -55,12 +55,13 @@ def prior_score(network: nn.Module, sde: SDE) -> ScoreFn:
     """s_p(x_t, t) = −ε_p(x_t, t)/σ_t of a frozen noise-predicting network.
 
     The prior sees x_t only, so its evaluation never belongs to a gradient: it runs without
-    building a graph. The network is expected in evaluation mode.
+    building a graph. The network is expected in evaluation mode; what it gives under autocast is
+    turned back before it is divided.
     """
 
     def score(x_t: Data, t: Times) -> Data:
         with torch.no_grad():
-            return noise_to_score(sde, network(x_t, t.to(x_t)), t)
+            return noise_to_score(sde, network(x_t, t.to(x_t)).to(x_t), t)
 
     return score
 
@@ -75,7 +76,7 @@ def conditional_score(network: nn.Module, sde: SDE) -> LatentScore:
     def given(z: Latents) -> ScoreFn:
         def score(x_t: Data, t: Times) -> Data:
             with torch.no_grad():
-                return noise_to_score(sde, network(x_t, z, t.to(x_t)), t)
+                return noise_to_score(sde, network(x_t, z, t.to(x_t)).to(x_t), t)
 
         return score
 

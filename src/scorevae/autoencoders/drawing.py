@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -10,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scorevae.autoencoders.fast import Fitting, in_precision
 from scorevae.autoencoders.manner import decoding_manner
 from scorevae.autoencoders.system import DEFAULT_BATCH, LatentHeader, System
-from scorevae.config import DecodingConfig, ProtocolConfig, SamplingConfig
+from scorevae.config import DecodingConfig, Precision, ProtocolConfig, SamplingConfig
 from scorevae.data.arrays import to_unit_range
 from scorevae.data.given import Batches, Given, Pictures, over, reporting
 from scorevae.errors import UserError
@@ -23,6 +25,7 @@ from scorevae.networks.encoder import EncoderHeader
 from scorevae.networks.prior import Prior
 from scorevae.networks.weights import Trained
 from scorevae.randomness import make_generator
+from scorevae.runtime.compiled import Compiled, compiling
 from scorevae.sampling import KeptBatches, Report, draw_in_batches
 from scorevae.score import ConditionalScore, Encoder, ScoreFn
 from scorevae.sde import SDE
@@ -61,6 +64,9 @@ class DiffusionSystem(System):
         super().__init__(weights, header, batch)
         self.sde, self.posterior = sde, posterior
         self.sampling, self.guidance = sampling, guidance
+        self.precision: Precision | None = None
+        self._fitting = Fitting("batch")
+        self._compiled: Compiled[[Tensor, Tensor, Tensor, float], Tensor] | None = None
 
     @classmethod
     def load(
@@ -138,10 +144,24 @@ class DiffusionSystem(System):
         """
         return self.with_sampling(self.sampling.model_copy(update={"noise_scale": noise_scale}))
 
+    def with_precision(self, precision: Precision) -> Self:
+        """The same networks, evaluated in that precision, and compiled where a machine compiles.
+
+        Args:
+            precision: float32; tf32, float32 with convolutions on CUDA rounded; bf16, in which
+                encoder's head, sums of scores and solver stay in float32. Without this it is as
+                PyTorch is set.
+        """
+        other = copy.copy(self)
+        other.precision = precision
+        if compiling(self.device):
+            other._compiled = Compiled(other._written, "decode", whole=False)
+        return other
+
     @property
     def encoder(self) -> Encoder:
         """The encoder of its scores."""
-        return self.posterior.encoder
+        return in_precision(self.posterior.encoder, self.precision, self.device)
 
     def score(self, z: Latents, *, guidance: float = 1.0) -> ScoreFn:
         """s(x_t, z, t), a function of x_t and t, on the device.
@@ -150,7 +170,13 @@ class DiffusionSystem(System):
             z: latents, (count, latent), on the device.
             guidance: γ as in :meth:`scorevae.score.ConditionalScore.score`.
         """
-        return self.posterior.score(z, guidance=guidance)
+        evaluate = self._written if self._compiled is None else self._compiled
+        return in_precision(
+            lambda x_t, t: evaluate(x_t, t, z, guidance), self.precision, self.device
+        )
+
+    def _written(self, x_t: Tensor, t: Tensor, z: Tensor, guidance: float) -> Tensor:
+        return self.posterior.score(z, guidance=guidance)(x_t, t)
 
     def decode(
         self,
@@ -187,7 +213,12 @@ class DiffusionSystem(System):
             raise UserError(f"x_1 has shape {tuple(x_1.shape)}; give {shape}")
 
         def score(rows: slice) -> ScoreFn:
-            return self.score(z[rows].to(self.device), guidance=gamma)
+            own = z[rows].to(self.device)
+
+            def evaluate(x: Tensor, t: Tensor, part: slice) -> Tensor:
+                return self.score(own[part], guidance=gamma)(x[part], t)
+
+            return lambda x, t: self._fitting(partial(evaluate, x, t), len(x))
 
         with reporting("decode", len(z), progress and report is None) as shown:
             return self._draw(score, x_1, seed, shared, report or shown, kept)
@@ -278,7 +309,8 @@ class DiffusionSystem(System):
         """
         _check_count(count)
         own = self.with_noise_scale(1.0)
-        return own._draw(lambda rows: own.posterior.prior, own._noise(count, seed), seed)
+        prior = in_precision(own.posterior.prior, self.precision, self.device)
+        return own._draw(lambda rows: prior, own._noise(count, seed), seed)
 
     def interpolate(
         self,

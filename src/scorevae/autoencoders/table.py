@@ -39,13 +39,14 @@ def _drawing(
     kind: type[ScoreVAE] | type[DiffusionDecoder],
 ) -> Callable[[Path, Config], DiffusionSystem]:
     def load(folder: Path, config: Config) -> DiffusionSystem:
-        return kind.load(
+        system = kind.load(
             folder,
             prior=decoding_prior(folder, config.reconstruct.prior),
             sampling=config.sampling,
             guidance=1.0,  # whoever weighs ∇ ln q says so
             batch=config.reconstruct.batch,
         )
+        return system.with_precision(config.reconstruct.precision)
 
     return load
 

@@ -87,10 +87,10 @@ def batches(
         read = _Stored(images, draw).__getitem__
 
     def batch(step: int) -> Images:
-        x = to_tensor(read(step).to(device, non_blocking=True))
+        x = to_tensor(_sent(read(step), device))
         if not flip:
             return x
-        mirrored = torch.from_numpy(draw.mirrored(step)).to(device)
+        mirrored = _sent(torch.from_numpy(draw.mirrored(step)), device)
         return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
     return batch
@@ -112,7 +112,14 @@ def default_workers(device: torch.device) -> int:
 def _resident(images: StoredImages, draw: Draw, device: torch.device) -> Callable[[int], Tensor]:
     """Batches out of one copy of the whole array on the device."""
     array = torch.from_numpy(np.array(images)).to(device)
-    return lambda step: array[torch.from_numpy(draw.rows(step)).to(device)]
+    return lambda step: array[_sent(torch.from_numpy(draw.rows(step)), device)]
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, for whose copy nobody waits: from pinned memory to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # which returns what is pinned as it is
+    return tensor.to(device, non_blocking=True)
 
 
 class _Stored(Dataset[StoredBatch]):

@@ -18,16 +18,22 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(name: str, first: int, total: int | None) -> Iterator[Advance]:
+def progress(
+    name: str, first: int, total: int | None, *, beginning: str = ""
+) -> Iterator[Advance]:
     """Yield a function of (done, numbers to show); ``first`` is where the count starts.
+
+    ``beginning`` says what takes the time until it is called first.
 
     Elsewhere than on a terminal about ten lines are printed in all, or one for each 10,000 where
     the total is not known.
     """
     if sys.stderr.isatty():
-        with tqdm(total=total, initial=first, desc=name) as bar:
+        begun = f"{name} ({beginning})" if beginning else name
+        with tqdm(total=total, initial=first, desc=begun) as bar:
 
             def update(done: int, numbers: Mapping[str, float] = NOTHING) -> None:
+                bar.set_description(name, refresh=False)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in numbers.items()}, refresh=False)
                 bar.update(done - bar.n)
 
@@ -35,6 +41,8 @@ def progress(name: str, first: int, total: int | None) -> Iterator[Advance]:
         return
     if first:
         print(f"{name}: resuming at {first}{'' if total is None else f' of {total}'}", flush=True)
+    if beginning:
+        print(f"{name}: {beginning}", flush=True)
     tenth = 10_000 if total is None else max(1, total // 10)
     of_total = "" if total is None else f"/{total}"
     printed = first // tenth

@@ -15,7 +15,7 @@ TRAINING = "training.precision and the rest of params.yaml decide this"
 PARALLEL = "trainings are parallel by data alone (docs/development.md)"
 # variable -> values that change nothing, in lower case; what decides in its place
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1"), TRAINING),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1"), "training.accumulate decides this"),
     "ACCELERATE_MIXED_PRECISION": (OFF, TRAINING),
     "ACCELERATE_DOWNCAST_BF16": (OFF, TRAINING),
     "ACCELERATE_DYNAMO_BACKEND": (OFF, TRAINING),

@@ -72,10 +72,12 @@ class Tracker:
 def track(stage: str, config: Config) -> Iterator[Tracker]:
     """Track one stage: a child run that ends with the block, FAILED if the block raises.
 
-    KILLED if it was stopped from outside: by a signal, or since its ``dvc`` is no more.
+    KILLED if it was stopped from outside: by a signal, or since its ``dvc`` is no more. Of several
+    processes the first one tracks for all.
     """
     worker = _Worker(stage, config)
-    worker.start()
+    if os.environ.get("RANK", "0") == "0":  # as torchrun counts them
+        worker.start()
     status = "FAILED"
     try:
         with signals_raised():
@@ -87,7 +89,8 @@ def track(stage: str, config: Config) -> Iterator[Tracker]:
     finally:
         worker.put(lambda session: session.end(status))
         worker.put(None)
-        worker.join(FLUSH_SECONDS)
+        if worker.is_alive():
+            worker.join(FLUSH_SECONDS)
         if worker.is_alive():
             worker.give_up(
                 f"no answer within {FLUSH_SECONDS:.0f} s at the end from {worker.waiting_for}"

@@ -1,6 +1,5 @@
 """The one training loop. It knows modules, objectives and numbers; not SDEs, priors or MLflow."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +10,22 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
 from scorevae.randomness import derive_seed, make_generator
+from scorevae.runtime.arithmetic import arithmetic
+from scorevae.runtime.compiled import compiling
 from scorevae.runtime.interruption import Interrupted, stop_requests
+from scorevae.runtime.processes import Together
 from scorevae.runtime.progress import progress
+from scorevae.training.step import Objective, Stepper, learning_rate
 
-Objective = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
 Batches = Callable[[int], Tensor]
 Record = Callable[[int, dict[str, float]], None]
 Validate = Callable[[nn.Module], dict[str, float]]
 
 SAVE_SECONDS = "300"  # the default of the environment variable SCOREVAE_SAVE_SECONDS
-MAX_SKIPPED = 20
 
 
 class State(Protocol):
@@ -51,32 +51,6 @@ def save_interval() -> float:
     raise UserError(f"SCOREVAE_SAVE_SECONDS={text}: give a number of seconds, 0 or more")
 
 
-class LossModule(nn.Module):
-    """Module and objective in one ``forward``, so that DDP sees the whole loss."""
-
-    def __init__(self, module: nn.Module, objective: Objective, *, bf16: bool) -> None:
-        super().__init__()
-        self.module = module
-        self.objective = objective
-        self.bf16 = bf16
-
-    def forward(self, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Mean of every loss over the batch; ``loss`` is the one to minimise."""
-        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16):
-            losses = self.objective(self.module, x_0, generator)
-        return {name: values.float().mean() for name, values in losses.items()}
-
-
-def learning_rate(settings: TrainingConfig, step: int) -> float:
-    """Linear warm-up over ``warmup`` steps, then constant or half a cosine down to zero."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return 0.5 * settings.learning_rate * (1 + math.cos(math.pi * done))
-
-
 def falling(points: Sequence[tuple[int, float]]) -> float | None:
     """How fast a loss still falls: percent for each doubling of the steps.
 
@@ -90,20 +64,6 @@ def falling(points: Sequence[tuple[int, float]]) -> float | None:
         return None
     slope = np.polyfit(np.log2(steps), losses, 1)[0]
     return float(-100 * slope / abs(losses[-1]))
-
-
-def average(module: nn.Module, ema: float) -> AveragedModel:
-    """Exponential moving average with decay min(ema, (1 + n)/(10 + n)) at its n-th update.
-
-    The growing decay forgets the initial weights, which a constant one would keep for 1/(1 − ema)
-    steps.
-    """
-
-    def update(averaged: Any, current: Any, count: Any) -> None:  # noqa: ANN401 (torch's signature)
-        decay = min(ema, (1 + count.item()) / (10 + count.item()))
-        get_ema_multi_avg_fn(decay)(averaged, current, count)
-
-    return AveragedModel(module, multi_avg_fn=update)
 
 
 def fit(
@@ -125,7 +85,8 @@ def fit(
     that is killed and started again continues from the last saved state and ends, on a CPU, with
     the same bits as one that was not interrupted.
 
-    SIGTERM, SIGINT and the end of the DVC that started it save the state first; a SIGKILL loses at
+    SIGTERM, SIGINT and the end of the DVC that started it save the state first, and stop all
+    processes of a training after the same step; a SIGKILL loses at
     most the ``SCOREVAE_SAVE_SECONDS`` (300) between two savings.
 
     ``module`` is modified. The objective gives named losses of shape (batch,), ``batches`` this
@@ -135,62 +96,72 @@ def fit(
     resuming, earlier ones once more, in order.
 
     Raises:
-        UserError: loss or gradient were not finite in MAX_SKIPPED steps in a row, or the state
-            cannot be saved; the last good state is kept.
+        UserError: ``accumulate`` does not divide a process's share of a batch; loss or gradient
+            were not finite in MAX_SKIPPED steps in a row, which is noticed
+            at the next record at the latest; bf16 on a GPU without it; or the state cannot be
+            saved. The last good state is kept.
         Interrupted: stopped from outside; the state is saved.
     """
     interval = save_interval()
-    loss_module = LossModule(module, objective, bf16=settings.precision == "bf16")
-    optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
-    prepared, optimizer = accelerator.prepare(loss_module, optimizer)
-    averaged = average(module, settings.ema)
-    log = _Log(record, settings.log_every)
-    kept = {"module": module, "optimizer": optimizer, "averaged": averaged, "log": log}
-    first, skipped = _restore(state, kept), 0
+    _check_parts(settings, accelerator.num_processes)
     module.requires_grad_(True).train()
-    with stop_requests() as stopping, progress(name, first, settings.steps) as bar:
+    compiled = compiling(accelerator.device)
+    stepper = Stepper(module, objective, settings, accelerator, compiled=compiled)
+    log = _Log(record)
+    averaged, bad = stepper.averaged, stepper.bad
+    kept: dict[str, Any] = {
+        "module": module,
+        "optimizer": stepper.optimizer,
+        "averaged": averaged,
+        "log": log,
+    }
+    together = Together(accelerator.num_processes)
+    first, beginning = _restore(state, kept), "compiling" if stepper.compiled else ""
+    shown = progress(name, first, settings.steps, beginning=beginning)
+    rounding = arithmetic(settings.precision, accelerator.device)
+    with rounding, stop_requests() as stopping, shown as bar:
         saved_at = time.monotonic()
         for step in range(first, settings.steps):
-            rate = learning_rate(settings, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             rank = accelerator.process_index
             torch.manual_seed(derive_seed(seed, name, "network", step, rank))  # dropout
             generator = make_generator(accelerator.device, seed, name, "loss", step, rank)
-            losses = prepared(batches(step).to(accelerator.device), generator)
-            optimizer.zero_grad()
-            accelerator.backward(losses["loss"])
-            norm = accelerator.clip_grad_norm_(module.parameters(), settings.clip)
-            shown = {**losses, "gradient_norm": norm}
-            # of all processes, so that they skip together
-            loss = accelerator.reduce(losses["loss"].detach(), "mean")
-            if torch.stack([norm, loss]).isfinite().all():  # the step's one wait for the device
-                optimizer.step()
-                averaged.update_parameters(module)
-                skipped = 0
-            else:
-                skipped += 1
-                if skipped == MAX_SKIPPED:
-                    raise _not_finite(name, step, shown, rate)
-            log.add(step + 1, shown)
-            last = step + 1 == settings.steps
+            x_0 = batches(step).to(accelerator.device, non_blocking=True)
+            log.add(stepper(step, x_0, generator, learning_rate(settings, step)))
+            last, reason = step + 1 == settings.steps, stopping()
+            logs = (step + 1) % settings.log_every == 0
+            due = last or time.monotonic() - saved_at > interval
+            stops, saves = together.any(reason is not None, reason is not None or due)
+            if logs or saves:  # the only looks at the device
+                bad.check(name, stepper.terms, settings)
+            if logs:
+                log.means(step + 1, stepper.terms)
             if last or (step + 1) % settings.validate_every == 0:
                 averaged.module.eval()
                 log.validated(step + 1, validate(averaged.module), last=last)
                 averaged.module.train()
             bar(step + 1, log.latest)
-            reason = stopping()
-            if last or reason or time.monotonic() - saved_at > interval:
+            if saves:
                 if accelerator.is_main_process:
                     parts = {part: saved.state_dict() for part, saved in kept.items()}
                     state.save({"step": step + 1, **parts})
                 saved_at = time.monotonic()
-            if reason:
+            if stops:
+                by = reason or "a signal to another of its processes"
                 raise Interrupted(
-                    f"{name}: stopped by {reason}; the state after step {step + 1} of "
+                    f"{name}: stopped by {by}; the state after step {step + 1} of "
                     f"{settings.steps} is saved, and the same command goes on from there"
                 )
     return averaged.module.eval().requires_grad_(False)
+
+
+def _check_parts(settings: TrainingConfig, processes: int) -> None:
+    """Each process computes its share of a batch in equal parts."""
+    parts = settings.accumulate
+    if parts > 1 and settings.batch % (parts * processes):
+        raise UserError(
+            f"training.accumulate: got {parts}, which does not divide the share of each of "
+            f"{processes} processes in a batch of {settings.batch}; choose another, or 1"
+        )
 
 
 def _restore(state: State, kept: dict[str, Any]) -> int:
@@ -203,36 +174,30 @@ def _restore(state: State, kept: dict[str, Any]) -> int:
     return int(saved["step"])
 
 
-def _not_finite(name: str, step: int, values: dict[str, Tensor], rate: float) -> UserError:
-    terms = ", ".join(f"{term} {value.item():.4g}" for term, value in values.items())
-    return UserError(
-        f"{name}: step {step}: loss or gradient were not finite in {MAX_SKIPPED} steps in a row "
-        f"({terms}, learning rate {rate:.3g}); lower learning_rate, raise warmup, lower clip, or "
-        "set precision to float32. The last good state is kept"
-    )
-
-
 class _Log:
-    """Means of the losses between two records, summed on the device, and what was recorded."""
+    """Means of a step's values between two records, summed on the device; what was recorded."""
 
-    def __init__(self, record: Record, every: int) -> None:
+    def __init__(self, record: Record) -> None:
         self._record = record
-        self._every = every
-        self._sums: dict[str, Tensor] = {}
+        self._sums: Tensor | None = None
         self._count = 0
         self._rows: list[tuple[int, dict[str, float]]] = []
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self.latest: dict[str, float] = {}
 
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
+    def add(self, values: Tensor) -> None:
+        """One step more."""
+        self._sums = values if self._sums is None else self._sums.to(values.device) + values
         self._count += 1
-        if step % self._every == 0:
-            self.latest = {n: v.item() / self._count for n, v in self._sums.items()}
-            self._sums, self._count = {}, 0
-            self.write(step, self.latest)
+
+    def means(self, step: int, terms: Sequence[str]) -> None:
+        """Record the means of the steps since the last record."""
+        assert self._sums is not None, "nothing was added"
+        sums = zip(terms, self._sums.tolist(), strict=True)
+        self.latest = {term: total / self._count for term, total in sums}
+        self._sums, self._count = None, 0
+        self.write(step, self.latest)
 
     def validated(self, step: int, numbers: dict[str, float], *, last: bool) -> None:
         """Write what validation gave; at the end, how fast the test loss still falls."""

@@ -20,6 +20,7 @@ from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
 from scorevae.runtime.files import copy, replacing
 from scorevae.runtime.memory import explaining_memory
+from scorevae.runtime.processes import spread
 from scorevae.runtime.state import StateFolder, code_of, resumable, state_folder, state_key
 from scorevae.runtime.surroundings import check_surroundings
 from scorevae.runtime.tracking import Tracker, track
@@ -89,8 +90,8 @@ class TrainingRun:
         """Make :meth:`fit` resumable: what it trains follows from settings, inputs and code.
 
         Yields whether nothing is left to do: a former run had finished without DVC recording it,
-        and its curve and weights are in their places again. Of several processes (``accelerate
-        launch``) the main one holds the state for all.
+        and its curve and weights are in their places again. Of several processes the main one
+        holds the state for all.
         """
         seed, flip = self.config.seed, self.config.selected.flip
         key = state_key([seed, flip, *settings], [*inputs, *code_of(self.stage)])
@@ -134,7 +135,7 @@ class TrainingRun:
         share = self.accelerator.process_index, self.accelerator.num_processes
         keys = f"presets.{self.config.preset}.{SETTINGS[phase]}"
         remedy = f"lower {keys}.batch ({settings.batch})"
-        if settings.precision == "float32":
+        if settings.precision != "bf16":
             remedy += f", or set {keys}.precision to bf16"
 
         def record(step: int, numbers: dict[str, float]) -> None:
@@ -193,14 +194,20 @@ def training_stage(
 ) -> Iterator[TrainingRun]:
     """Open a training stage; ``reads`` are the weights that it starts from.
 
+    Where there are to be several processes, they run the stage, and this one ends with them.
+
     Raises:
         UserError: data are missing, or a variable of another tool would change the numbers.
     """
     check_surroundings()
+    spread()
     image = config.selected.data.image
     train = load_split(data, "train", image).images
     test = to_tensor(load_split(data, "test", image, VALIDATION_IMAGES).images)
     with track(stage, config) as tracker:
         for path in reads:
             tracker.weights("read", path)
-        yield TrainingRun(stage, config, train, test, Curve(curve), tracker)
+        run = TrainingRun(stage, config, train, test, Curve(curve), tracker)
+        yield run
+        if run.accelerator.num_processes > 1:
+            run.accelerator.end_training()  # else torch warns at the exit

@@ -1,0 +1,209 @@
+"""Milliseconds and images/s of every step and of decoding, beside the published code's.
+
+    python benchmarks/steps.py                            # two minutes, on whatever there is
+    python benchmarks/steps.py --preset digits --batch 16 --minutes 1     # a rehearsal on a CPU
+
+Random weights and images, nothing need be trained. Each step as written and compiled, in float32
+and bf16, the most telling ones first; each row is printed as it is measured, and what the minutes
+do not reach is named. Compiling counts, and has a column: it is the first step. On a CPU steps are
+compiled with SCOREVAE_COMPILE=1 alone, as in a training, and decoding is compiled where they are.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import click
+import torch
+from accelerate import Accelerator
+from common import ROOT
+from torch import nn
+
+from scorevae.autoencoders.score_vae import ScoreVAE
+from scorevae.config import Config, Precision, load_config
+from scorevae.networks.encoder import EncoderHeader, TrainedEncoder
+from scorevae.networks.prior import Prior, PriorHeader
+from scorevae.networks.vae import VAEHeader
+from scorevae.objectives import EncoderObjective, PriorObjective, VAEObjective, WarmStartObjective
+from scorevae.randomness import make_generator
+from scorevae.runtime.arithmetic import arithmetic
+from scorevae.runtime.compiled import compiling
+from scorevae.score import prior_score
+from scorevae.training.step import Stepper
+
+Measure = Callable[[], tuple[float, float]]
+WARM_UP, SECONDS = 2, 3.0  # steps before, and of, a measurement
+PUBLISHED = {  # images/s of the published code on an H200, TF32 convolutions, batch 128
+    "objective": "962",
+    "prior": "970",
+    "decoding": "7.97 at 255 evaluations",
+}
+ORDER = ("objective", "prior", "warm_start", "vae")
+PRECISIONS: tuple[Precision, ...] = ("bf16", "float32")
+WAYS: list[tuple[Precision, bool]] = [  # and whether compiled
+    ("bf16", True), ("float32", False), ("bf16", False), ("float32", True)
+]  # fmt: skip
+
+
+@dataclass
+class Networks:
+    """The networks of a preset with random weights, and what each is trained by."""
+
+    config: Config
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        preset = self.config.selected
+        image, network, latent = preset.data.image, preset.encoder.network, preset.latent
+        self.prior_header = PriorHeader(
+            image=image, sde=self.config.sde, network=preset.prior.network
+        )
+        self.encoder_header = EncoderHeader(
+            image=image, sde=self.config.sde, latent=latent, network=network,
+            log_determinant=self.config.objective.log_determinant,
+        )  # fmt: skip
+        self.vae_header = VAEHeader(image=image, latent=latent, network=network)
+
+    def prior(self) -> Prior:
+        """Frozen."""
+        network = self.prior_header.build().to(self.device).eval().requires_grad_(False)
+        return Prior(network, self.prior_header)
+
+    def encoder(self) -> TrainedEncoder:
+        """To train, or to decode with."""
+        return TrainedEncoder(self.encoder_header.build().to(self.device), self.encoder_header)
+
+    def trained(self, name: str) -> tuple[nn.Module, Any]:
+        """A network and its objective."""
+        config, preset, prior = self.config, self.config.selected, self.prior()
+        match name:
+            case "prior":
+                return prior.network, PriorObjective(sde=prior.sde, time=preset.prior.time)
+            case "vae":
+                objective = VAEObjective(
+                    latent=preset.latent, beta=config.beta, error=preset.vae.error
+                )
+                return self.vae_header.build().to(self.device), objective
+            case "warm_start":
+                teacher = self.vae_header.build().encoder.to(self.device).requires_grad_(False)
+                warm = WarmStartObjective(
+                    preset.encoder.warm_start, sde=prior.sde, teacher=teacher
+                )
+                return self.encoder().network, warm
+        score = prior_score(prior.network, prior.sde)
+        return self.encoder().network, EncoderObjective(
+            config.objective, sde=prior.sde, prior=score, beta=config.beta, latent=preset.latent
+        )
+
+
+def finished(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(call: Callable[[int], object], device: torch.device) -> tuple[float, float]:
+    """Seconds of the first call, and mean seconds of those after a warm-up."""
+    started = time.perf_counter()
+    call(0)
+    finished(device)
+    first = time.perf_counter() - started
+    for index in range(1, 1 + WARM_UP):
+        call(index)
+    finished(device)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        call(count)
+        count += 1
+        if count % 10 == 0:
+            finished(device)
+    finished(device)
+    return first, (time.perf_counter() - started) / count
+
+
+def step(
+    networks: Networks, name: str, batch: int, precision: Precision, compiled: bool
+) -> tuple[float, float]:
+    """Of one training."""
+    device = networks.device
+    preset = networks.config.selected
+    settings = preset.encoder.training.model_copy(
+        update={"precision": precision, "batch": batch, "accumulate": 1}
+    )
+    module, objective = networks.trained(name)
+    module.requires_grad_(True).train()
+    stepper = Stepper(module, objective, settings, Accelerator(), compiled=compiled)
+    x_0 = torch.rand(batch, *preset.data.image.shape, device=device) * 2 - 1
+
+    def call(index: int) -> None:
+        stepper(index, x_0, make_generator(device, 0, "steps", index), 1e-6)
+
+    with arithmetic(precision, device):
+        return timed(call, device)
+
+
+def decoding(networks: Networks, batch: int, precision: Precision) -> tuple[float, float]:
+    """Of one batch by the default protocol."""
+    model = ScoreVAE(
+        networks.prior(), networks.encoder(), device=networks.device,
+        sampling=networks.config.sampling, batch=batch,
+    )  # fmt: skip
+    z, model = torch.randn(batch, model.latent), model.with_precision(precision)
+    return timed(lambda index: model.decode(z, seed=index), networks.device)
+
+
+def rows(networks: Networks, batch: int) -> Iterator[tuple[str, str, Measure]]:
+    """Every measurement: what, how, and the call that makes it; the most telling ones first.
+
+    Compiled where a training would be.
+    """
+    manner = "compiled" if compiling(networks.device) else "as written"
+    for precision in PRECISIONS:
+        yield "decoding", f"{manner}, {precision}", partial(decoding, networks, batch, precision)
+    for name, (precision, compiled) in product(ORDER, WAYS):
+        if compiling(networks.device) or not compiled:
+            how = f"{'compiled' if compiled else 'as written'}, {precision}"
+            yield name, how, partial(step, networks, name, batch, precision, compiled)
+
+
+@click.command(help=__doc__)
+@click.option("--preset", default="cifar10_resnet", help="preset of params.yaml")
+@click.option("--batch", default=128, help="images a step")
+@click.option("--minutes", default=2.0, help="for everything; a row under way is finished")
+@click.option("--only", default="", help="names of steps, separated by commas; all unless told")
+def main(preset: str, batch: int, minutes: float, only: str) -> None:
+    """Print a row for each."""
+    until = time.monotonic() + 60 * minutes
+    config = load_config(ROOT / "params.yaml").model_copy(update={"preset": preset})
+    device = Accelerator().device
+    networks = Networks(config, device)
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    click.echo(
+        f"{preset}, batch {batch}, {machine}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}; published: on an H200, 32×32, batch 128\n"
+    )
+    click.echo("| step | how | ms | images/s | first, s | peak, GiB | published, images/s |")
+    click.echo("|---|---|---|---|---|---|---|")
+    left = []
+    for name, how, measure in rows(networks, batch):
+        if only and name not in only.split(","):
+            continue
+        if time.monotonic() > until:
+            left.append(f"{name} ({how})")
+            continue
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        first, seconds = measure()
+        peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if device.type == "cuda" else "–"
+        numbers = f"{1000 * seconds:.1f} | {batch / seconds:,.1f} | {first:.1f} | {peak}"
+        click.echo(f"| {name} | {how} | {numbers} | {PUBLISHED.get(name, '–')} |")
+        torch.compiler.reset()
+    if left:
+        click.echo(f"\nnot reached in {minutes:g} minutes: {', '.join(left)}")
+
+
+if __name__ == "__main__":
+    main()
