@@ -5,7 +5,7 @@ import torch
 
 from scorevae.errors import UserError
 from scorevae.runtime import arithmetic as module
-from scorevae.runtime.arithmetic import arithmetic
+from scorevae.runtime.arithmetic import arithmetic, chosen_precision
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -33,3 +33,31 @@ def test_gpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError
     with arithmetic("tf32", torch.device("cuda")), arithmetic("bf16", torch.device("cpu")):
         pass
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, has: bool
+) -> None:
+    """Catches a CPU that imitates bfloat16, a GPU's or tf32's choice changed, and many lines."""
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has)
+    module._say_imitated.cache_clear()
+    cpu = torch.device("cpu")
+    found = [chosen_precision("bf16", cpu) for _ in range(2)]
+    assert found == ["bf16" if has else "float32"] * 2
+    assert capsys.readouterr().out.count("float32") == (0 if has else 1)
+    assert chosen_precision("bf16", torch.device("cuda")) == "bf16"
+    assert chosen_precision("tf32", cpu) == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("known", "has"),
+    [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True), ({}, False)],
+)
+def test_what_the_cpu_has_is_asked_of_it(
+    monkeypatch: pytest.MonkeyPatch, known: dict, has: bool
+) -> None:
+    """Catches a name that torch does not have, and AVX2 taken for it."""
+    assert module.cpu_has_bfloat16() in (True, False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert module.cpu_has_bfloat16() == has

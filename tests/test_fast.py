@@ -60,8 +60,11 @@ def test_float32_is_what_it_was(model: ScoreVAE) -> None:
     torch.testing.assert_close(model.decode(z), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bf16_rounds_networks_and_nothing_else(model: ScoreVAE) -> None:
+def test_bf16_rounds_networks_and_nothing_else(
+    model: ScoreVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a precision without effect, z in bfloat16, or a score that is rounded after all."""
+    monkeypatch.setattr("scorevae.runtime.arithmetic.cpu_has_bfloat16", lambda: True)
     rounded = model.with_precision("bf16")
     x, t = torch.rand(4, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64)
     exact, near = model.encode(x), rounded.encode(x)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scorevae.config import Precision
-from scorevae.runtime.arithmetic import arithmetic
+from scorevae.runtime.arithmetic import arithmetic, chosen_precision
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 @contextmanager
 def computing(precision: Precision | None, device: torch.device) -> Iterator[None]:
-    """Networks are called in that precision; None is as torch is set.
+    """Networks are called in that precision, or the device's next; None is as torch is set.
 
     Under bf16, autocast's, the encoder's head, the sums of scores and the solver stay in float32:
     they are no products of matrices, or said so themselves.
@@ -24,6 +24,7 @@ def computing(precision: Precision | None, device: torch.device) -> Iterator[Non
     if precision is None:
         yield
         return
+    precision = chosen_precision(precision, device)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with arithmetic(precision, device), bf16:
         yield

@@ -59,6 +59,10 @@ class Tracker:
         """Tag this stage's run with the SHA-256 of weights that it read or wrote."""
         self._worker.put(lambda s: s.tag(f"sha256.{role}.{path.stem}", sha256(path)))
 
+    def precision(self, phase: str, computed: str) -> None:
+        """Tag this stage's run with what a training is computed in, the machine's choice too."""
+        self._worker.put(lambda session: session.tag(f"precision.{phase}", computed))
+
     def data(self, folder: Path) -> None:
         """The data set in a folder of ``download``, as input of this stage and the execution."""
         self._worker.put(lambda session: session.data(folder))

@@ -18,6 +18,7 @@ from scorevae.data.batches import batches
 from scorevae.networks.weights import Header, Trained, save_weights
 from scorevae.objectives import Objective
 from scorevae.randomness import derive_seed, global_seed, make_generator
+from scorevae.runtime.arithmetic import chosen_precision
 from scorevae.runtime.files import copy, replacing
 from scorevae.runtime.memory import explaining_memory
 from scorevae.runtime.processes import spread
@@ -132,6 +133,8 @@ class TrainingRun:
         assert self._state is not None, "fit outside of state()"
         name = f"{self.stage}/{phase}"
         seed, flip = derive_seed(self.config.seed, name), self.config.selected.flip
+        computed = chosen_precision(settings.precision, self.device)
+        self.tracker.precision(phase, computed)
         share = self.accelerator.process_index, self.accelerator.num_processes
         keys = f"presets.{self.config.preset}.{SETTINGS[phase]}"
         remedy = f"lower {keys}.batch ({settings.batch})"
@@ -151,7 +154,7 @@ class TrainingRun:
                 network,
                 objective,
                 images,
-                settings,
+                settings.model_copy(update={"precision": computed}),
                 seed=self.config.seed,
                 name=name,
                 record=record,
