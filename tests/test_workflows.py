@@ -226,7 +226,7 @@ def prepare(checkout: Path, kept: Path) -> None:
     assert experiments[EXPERIMENT] == (kept / "mlartifacts").as_uri()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_jobs_prepare_after_one_another(tmp_path: Path, empty_database: Path) -> None:
     """Catches jobs that fail ever after one was killed, and artifacts put into the checkout.
 
