@@ -1,5 +1,6 @@
 """figures: what is drawn, and that it reaches a file."""
 
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_training_curves(tmp_path: Path) -> None:
         ("encoder", "encoder", [[1, 8], [2, 7]]),
     ]
     assert_written(figure, tmp_path / "out" / "curves.png")
+
+
+def test_no_curve_of_a_pretrained_prior() -> None:
+    """Catches a warning of Matplotlib about a legend of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (axis,) = draw({"prior": []}).axes
+    assert axis.get_legend() is None
 
 
 @pytest.mark.parametrize(

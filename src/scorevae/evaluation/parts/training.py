@@ -128,7 +128,8 @@ def draw(curves: Mapping[str, Sequence[Phase]]) -> Figure:
             axis.plot(steps, [loss for _, loss in phase.loss], label=phase.name)
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         logarithmic(axis.yaxis)
-        axis.legend(fontsize=8)
+        if phases:  # a pretrained prior has none
+            axis.legend(fontsize=8)
     figure.tight_layout()
     return figure
 
