@@ -244,7 +244,7 @@ def test_jobs_prepare_after_one_another(tmp_path: Path, empty_database: Path) ->
         prepare(tmp_path / f"without_{lost}", kept)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_steps_of_test(tmp_path: Path) -> None:
     """Catches a coverage target that measures nothing, and a summary that does not arrive."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock", "src", "tests"):
