@@ -5,7 +5,6 @@ from typing import Self
 
 import torch
 
-from scorevae.autoencoders.devices import chosen_device, place
 from scorevae.autoencoders.drawing import DiffusionSystem, beside
 from scorevae.autoencoders.manner import DEFAULT_SAMPLING
 from scorevae.autoencoders.names import DIFFUSION_DECODER
@@ -50,7 +49,6 @@ class DiffusionDecoder(DiffusionSystem):
         """
         prior = beside(prior, decoder.header, "diffusion decoder")
         weights: dict[str, Trained] = {PRIOR: prior, DIFFUSION_DECODER: decoder}
-        place(weights, chosen_device(device))
         posterior = LearnedScore(
             prior_score(prior.network, prior.sde),
             decoder.network.encoder,
@@ -61,6 +59,7 @@ class DiffusionDecoder(DiffusionSystem):
             decoder.header,
             prior.sde,
             posterior,
+            device=device,
             sampling=sampling,
             guidance=guidance,
             batch=batch,

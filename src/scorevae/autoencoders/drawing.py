@@ -56,12 +56,13 @@ class DiffusionSystem(System):
         sde: SDE,
         posterior: ConditionalScore,
         *,
+        device: torch.device | str | None,
         sampling: SamplingConfig,
         guidance: float,
         batch: int,
     ) -> None:
         """Draw by these scores, of the networks among ``weights``, under this process."""
-        super().__init__(weights, header, batch)
+        super().__init__(weights, header, device=device, batch=batch)
         self.sde, self.posterior = sde, posterior
         self.sampling, self.guidance = sampling, guidance
         self.precision: Precision | None = None

@@ -7,7 +7,6 @@ from typing import Self, overload
 
 import torch
 
-from scorevae.autoencoders.devices import chosen_device, place
 from scorevae.autoencoders.drawing import DiffusionSystem, beside
 from scorevae.autoencoders.manner import DEFAULT_SAMPLING
 from scorevae.autoencoders.names import CORRECTOR, ENCODER
@@ -61,7 +60,6 @@ class ScoreVAE(DiffusionSystem):
         """
         prior = beside(prior, encoder.header, "encoder")
         weights: dict[str, Trained] = {PRIOR: prior, ENCODER: encoder}
-        place(weights, chosen_device(device))
         posterior = Posterior(
             prior_score(prior.network, prior.sde),
             encoder.network,
@@ -72,6 +70,7 @@ class ScoreVAE(DiffusionSystem):
             encoder.header,
             prior.sde,
             posterior,
+            device=device,
             sampling=sampling,
             guidance=guidance,
             batch=batch,

@@ -44,8 +44,19 @@ class System(ABC):
 
     beta: float | None = None  # of its training, where that is known
 
-    def __init__(self, weights: Mapping[str, Trained], header: LatentHeader, batch: int) -> None:
-        """Hold the networks by their files' names; ``header`` says what images and z are."""
+    def __init__(
+        self,
+        weights: Mapping[str, Trained],
+        header: LatentHeader,
+        *,
+        device: torch.device | str | None,
+        batch: int,
+    ) -> None:
+        """Hold the networks by their files' names on the device, CUDA if there is one for None.
+
+        ``header`` says what images and z are.
+        """
+        place(weights, chosen_device(device))
         if batch < 1:
             raise UserError(f"batch: got {batch}; give 1 or more")
         self.weights, self.batch = weights, batch

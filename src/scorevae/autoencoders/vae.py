@@ -5,7 +5,6 @@ from typing import Self
 
 import torch
 
-from scorevae.autoencoders.devices import chosen_device, place
 from scorevae.autoencoders.names import BASELINE_FILE
 from scorevae.autoencoders.system import DEFAULT_BATCH, System
 from scorevae.data.arrays import to_unit_range
@@ -36,8 +35,7 @@ class VAE(System):
             UserError: there is no such device.
         """
         weights: dict[str, Trained] = {BASELINE_FILE: vae}
-        place(weights, chosen_device(device))
-        super().__init__(weights, vae.header, batch)
+        super().__init__(weights, vae.header, device=device, batch=batch)
         self._network = vae.network
 
     @classmethod
