@@ -1,6 +1,7 @@
-# The environment of requirements.lock, for a checkout that is mounted at /work:
+# The environment of requirements.lock, for a checkout that is mounted at /workspace:
 #   docker build --tag scorevae .
-#   docker run --rm --gpus all --ipc host --user "$(id -u):$(id -g)" --volume "$PWD:/work" scorevae
+#   docker run --rm --gpus all --ipc host --user "$(id -u):$(id -g)" \
+#     --volume "$PWD:/workspace" scorevae
 # PyTorch brings CUDA's libraries; of the machine only the driver is taken, by NVIDIA's Container
 # Toolkit. Without a GPU leave out --gpus.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
@@ -19,9 +20,9 @@ RUN make .venv/installed
 
 # The checkout's code, not the image's copy. HOME: whoever runs it has no folder in here.
 ENV PATH=/opt/scorevae/.venv/bin:$PATH \
-    PYTHONPATH=/work/src \
+    PYTHONPATH=/workspace/src \
     HOME=/tmp/home \
     DVC_SITE_CACHE_DIR=/tmp/dvc
 RUN mkdir --mode=1777 /tmp/home
-WORKDIR /work
+WORKDIR /workspace
 CMD ["dvc", "repro"]
