@@ -12,12 +12,15 @@ from click.testing import CliRunner, Result
 from dvc.utils.hydra import apply_overrides
 from pictures import encoded, noise
 from tiny import committed_params, tiny_config
+from torch import nn
 
 from scorevae.commands import measure
 from scorevae.commands.main import main
 from scorevae.commands.measure import Times
 from scorevae.commands.new import FEWEST_STEPS, FITS, PASSES
 from scorevae.config import Config, PresetConfig, load_config
+from scorevae.runtime import arithmetic
+from scorevae.training.step import LossModule
 
 PARAMS = Path("params.yaml")
 SLOW = Times(prior=1.0, vae=1.0, warm_start=1.0, encoder=1.0, drawing=0.0)  # seconds a step
@@ -32,9 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_machine(monkeypatch, FAST)
 
 
-def on_a_machine(monkeypatch: pytest.MonkeyPatch, times: Times, precision: str = "bf16") -> None:
+def on_a_machine(monkeypatch: pytest.MonkeyPatch, times: Times) -> None:
     monkeypatch.setattr(measure, "measure", lambda config: times)
-    monkeypatch.setattr(measure, "quicker_precision", lambda: precision)
 
 
 def pictures(count: int = 40, side: int = 16, channels: int = 3, classes: int = 2) -> Path:
@@ -126,12 +128,11 @@ def test_an_archive_is_as_good_as_a_folder() -> None:
 
 def test_the_steps_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches steps that do not shrink on a slow machine, and an hour that means nothing."""
-    on_a_machine(monkeypatch, SLOW, "float32")
+    on_a_machine(monkeypatch, SLOW)
     preset = made(pictures(400), "--minutes", "30")
     parts = (preset.prior, preset.vae, preset.encoder.warm_start, preset.encoder)
     steps = sum(part.training.steps for part in parts)
     assert 0.9 * 30 * 60 <= steps + measure.STARTING <= 30 * 60
-    assert {part.training.precision for part in parts} == {"float32"}
 
 
 def test_few_images_are_not_seen_for_ever() -> None:
@@ -195,6 +196,24 @@ def test_a_measurement_counts_every_training() -> None:
     seconds = measure.training_seconds(measured, times)
     assert seconds == pytest.approx(4 * sum(times[:4]))  # TRAINING of tiny.py: four steps each
     assert measure.evaluation_seconds(measured, 10, times) > 0
+
+
+def test_steps_are_measured_in_the_precision_they_are_made_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches an hour estimated by bf16 that the CPU imitates, and that no training uses."""
+    seen: list[bool] = []
+
+    def loss(module: nn.Module, objective: Any, *, bf16: bool, compiled: bool) -> LossModule:
+        seen.append(bf16)
+        return LossModule(module, objective, bf16=bf16, compiled=compiled)
+
+    monkeypatch.setattr(measure, "LossModule", loss)
+    config = tiny_config(**{"presets.digits.prior.training.precision": "bf16"})
+    for able in (False, True):
+        monkeypatch.setattr(arithmetic, "cpu_has_bfloat16", lambda able=able: able)
+        real_measure(config)
+    assert seen == [False] * 4 + [True] + [False] * 3
 
 
 real_measure = measure.measure

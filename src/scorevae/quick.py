@@ -74,7 +74,6 @@ def _shorten(preset: Tree, work: float) -> None:
         training["steps"] = min(training["steps"], _between(2, TRAINING_SECONDS / seconds, 200))
         training["warmup"] = min(training["warmup"], training["steps"] // 4)
         training["log_every"] = min(training["log_every"], max(1, training["steps"] // 4))
-        training["precision"] = "float32"  # CPUs without bf16 take 25 times as long with it
 
 
 # Of the sections of evaluate; what has no entry stays.

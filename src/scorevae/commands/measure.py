@@ -1,7 +1,7 @@
 """How long a preset takes on this machine, from a few steps of each of its trainings."""
 
 import time
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from scorevae.objectives import (
     VAEObjective,
     WarmStartObjective,
 )
+from scorevae.runtime.arithmetic import chosen_precision
 from scorevae.score import prior_score
 from scorevae.sde import build_sde
 from scorevae.training.step import LossModule
@@ -76,7 +77,7 @@ def _step(
     shape: tuple[int, ...],
     device: torch.device,
 ) -> float:
-    bf16 = settings.precision == "bf16"
+    bf16 = chosen_precision(settings.precision, device) == "bf16"
     loss = LossModule(module, objective, bf16=bf16, compiled=False)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-5)
     generator = torch.Generator(device).manual_seed(0)
@@ -90,25 +91,6 @@ def _step(
         optimizer.step()
         next(module.parameters()).sum().item()  # waits for the device
     return (time.perf_counter() - started) / MEASURED
-
-
-def quicker_precision() -> Literal["float32", "bf16"]:
-    """By one convolution, there and back: CPUs without bf16 take 25 times as long with it."""
-    device = default_device()
-    layer = nn.Conv2d(64, 64, 3, padding=1).to(device)
-    images = torch.rand(8, 64, 16, 16, device=device)
-
-    def seconds(*, bf16: bool) -> float:
-        started = 0.0
-        for attempt in range(3):
-            if attempt == 1:
-                started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                layer(images).sum().backward()
-            layer.weight.sum().item()  # waits for the device
-        return time.perf_counter() - started
-
-    return "bf16" if seconds(bf16=True) < seconds(bf16=False) else "float32"
 
 
 def training_seconds(config: Config, times: Times) -> float:

@@ -64,7 +64,7 @@ def new(
     """Write the preset NAME for the images in FOLDER, or in an archive, into params.yaml.
 
     It looks at the images, takes networks that fit their size, measures how fast this machine
-    trains them and in which precision, and gives the trainings as many steps as fill the time.
+    trains them, and gives the trainings as many steps as fill the time.
     """
     from scorevae.commands.survey import survey
 
@@ -100,13 +100,10 @@ class Costs(NamedTuple):
 
 
 def timed(preset: Tree, tree: Tree, found: "Survey", minutes: float) -> Costs:
-    """Give a preset the precision and the steps that fit this machine; what it then costs."""
+    """Give a preset as many steps as this machine makes in the time; what it then costs."""
     from scorevae.commands import measure
 
     click.echo("measuring a few steps on this machine …", err=True)
-    precision = measure.quicker_precision()
-    for settings in trainings(preset):
-        settings["precision"] = precision
     whole = tree | {"presets": tree["presets"] | {tree["preset"]: preset}}
     config = configuration(whole, "params.yaml")
     times, test = measure.measure(config), len(found.understood.splits["test"])
