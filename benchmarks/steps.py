@@ -9,12 +9,14 @@ do not reach is named. Compiling counts, and has a column: it is the first step.
 compiled with SCOREVAE_COMPILE=1 alone, as in a training, and decoding is compiled where they are.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import click
 import torch
@@ -43,8 +45,10 @@ PUBLISHED = {  # images/s of the published code on an H200, TF32 convolutions, b
 }
 ORDER = ("objective", "prior", "warm_start", "vae")
 PRECISIONS: tuple[Precision, ...] = ("bf16", "float32")
-WAYS: list[tuple[Precision, bool]] = [  # and whether compiled
-    ("bf16", True), ("float32", False), ("bf16", False), ("float32", True)
+WAYS: list[tuple[str, Precision]] = [
+    ("compiled", "bf16"), ("as written", "float32"), ("as written", "bf16"),
+    ("compiled", "float32"), ("compiled, CUDA graphs", "bf16"),
+    ("compiled, channels_last", "bf16"), ("as written, channels_last", "float32"),
 ]  # fmt: skip
 
 
@@ -54,6 +58,7 @@ class Networks:
 
     config: Config
     device: torch.device
+    layout: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
         preset = self.config.selected
@@ -67,14 +72,17 @@ class Networks:
         )  # fmt: skip
         self.vae_header = VAEHeader(image=image, latent=latent, network=network)
 
+    def _placed(self, header: Any) -> Any:  # noqa: ANN401 (of any of the networks)
+        return header.build().to(device=self.device, memory_format=self.layout)
+
     def prior(self) -> Prior:
         """Frozen."""
-        network = self.prior_header.build().to(self.device).eval().requires_grad_(False)
+        network = self._placed(self.prior_header).eval().requires_grad_(False)
         return Prior(network, self.prior_header)
 
     def encoder(self) -> TrainedEncoder:
         """To train, or to decode with."""
-        return TrainedEncoder(self.encoder_header.build().to(self.device), self.encoder_header)
+        return TrainedEncoder(self._placed(self.encoder_header), self.encoder_header)
 
     def trained(self, name: str) -> tuple[nn.Module, Any]:
         """A network and its objective."""
@@ -86,9 +94,9 @@ class Networks:
                 objective = VAEObjective(
                     latent=preset.latent, beta=config.beta, error=preset.vae.error
                 )
-                return self.vae_header.build().to(self.device), objective
+                return self._placed(self.vae_header), objective
             case "warm_start":
-                teacher = self.vae_header.build().encoder.to(self.device).requires_grad_(False)
+                teacher = self._placed(self.vae_header).encoder.requires_grad_(False)
                 warm = WarmStartObjective(
                     preset.encoder.warm_start, sde=prior.sde, teacher=teacher
                 )
@@ -125,18 +133,23 @@ def timed(call: Callable[[int], object], device: torch.device) -> tuple[float, f
 
 
 def step(
-    networks: Networks, name: str, batch: int, precision: Precision, compiled: bool
+    networks: Networks, name: str, batch: int, precision: Precision, how: str
 ) -> tuple[float, float]:
-    """Of one training."""
-    device = networks.device
-    preset = networks.config.selected
+    """Of one training, in one of WAYS."""
+    if "channels_last" in how:
+        networks = replace(networks, layout=torch.channels_last)
+    device, preset = networks.device, networks.config.selected
     settings = preset.encoder.training.model_copy(
         update={"precision": precision, "batch": batch, "accumulate": 1}
     )
     module, objective = networks.trained(name)
     module.requires_grad_(True).train()
-    stepper = Stepper(module, objective, settings, Accelerator(), compiled=compiled)
     x_0 = torch.rand(batch, *preset.data.image.shape, device=device) * 2 - 1
+    x_0 = x_0.contiguous(memory_format=networks.layout)
+    with patch.dict(os.environ, {"SCOREVAE_COMPILE": "graphs" if "graphs" in how else "auto"}):
+        stepper = Stepper(
+            module, objective, settings, Accelerator(), compiled=how.startswith("compiled")
+        )
 
     def call(index: int) -> None:
         stepper(index, x_0, make_generator(device, 0, "steps", index), 1e-6)
@@ -163,10 +176,10 @@ def rows(networks: Networks, batch: int) -> Iterator[tuple[str, str, Measure]]:
     manner = "compiled" if compiling(networks.device) else "as written"
     for precision in PRECISIONS:
         yield "decoding", f"{manner}, {precision}", partial(decoding, networks, batch, precision)
-    for name, (precision, compiled) in product(ORDER, WAYS):
-        if compiling(networks.device) or not compiled:
-            how = f"{'compiled' if compiled else 'as written'}, {precision}"
-            yield name, how, partial(step, networks, name, batch, precision, compiled)
+    for name, (how, precision) in product(ORDER, WAYS):
+        if compiling(networks.device) or not how.startswith("compiled"):
+            measure = partial(step, networks, name, batch, precision, how)
+            yield name, f"{how}, {precision}", measure
 
 
 @click.command(help=__doc__)

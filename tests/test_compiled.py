@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scorevae.errors import UserError
 from scorevae.runtime import compiled
-from scorevae.runtime.compiled import Compiled, compiling
+from scorevae.runtime.compiled import Compiled, compiling, replaying
 
 SCRIPT = Path(__file__).with_name("compiled_steps.py")
 OBJECTIVES = ("prior", "vae", "warm_start", "objective", "corrector", "diffusion_decoder")
@@ -130,6 +130,14 @@ def test_errors_of_the_function_come_through(backends: list[list[torch.Size]]) -
         Compiled(wrong, "wrong", whole=False)(torch.ones(2))
 
 
+@pytest.mark.faults
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_graphs_of_a_cpu_are_plain_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches another result, or a warning, where SCOREVAE_COMPILE=graphs finds no CUDA."""
+    monkeypatch.setenv("SCOREVAE_COMPILE", "graphs")
+    assert_equal(compared("inductor", 5, "vae"), "vae")
+
+
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a CPU that compiles by itself, whose bits would change, and a choice ignored."""
     monkeypatch.delenv("SCOREVAE_COMPILE", raising=False)
@@ -138,6 +146,9 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiling("cpu")
     monkeypatch.setenv("SCOREVAE_COMPILE", "0")
     assert not compiling("cuda")
+    assert not replaying()
+    monkeypatch.setenv("SCOREVAE_COMPILE", "graphs")
+    assert (compiling("cpu"), replaying()) == (True, True)
     monkeypatch.setenv("SCOREVAE_COMPILE", "yes")
     with pytest.raises(UserError, match="SCOREVAE_COMPILE=yes: give auto"):
         compiling("cpu")

@@ -1,8 +1,9 @@
 """What a machine compiles: its own choice, like that of its device, and no parameter.
 
-``SCOREVAE_COMPILE=auto|0|1``; auto compiles on CUDA alone. Compiled functions round otherwise than
-the same functions as they are written, as another GPU would, and on a CPU the numbers of a seed
-are to stay the same to the bit.
+``SCOREVAE_COMPILE=auto|0|1|graphs``; auto compiles on CUDA alone, and graphs lets the steps of a
+training be replayed as CUDA graphs besides. Compiled functions round otherwise than the same
+functions as they are written, as another GPU would, and on a CPU the numbers of a seed are to stay
+the same to the bit.
 """
 
 import os
@@ -25,12 +26,17 @@ def compiling(device: torch.device | str) -> bool:
     """Whether to compile for a device: ``SCOREVAE_COMPILE``.
 
     Raises:
-        UserError: the variable is none of auto, 0 and 1.
+        UserError: the variable is none of auto, 0, 1 and graphs.
     """
     chosen = os.environ.get("SCOREVAE_COMPILE", "auto")
-    if chosen not in ("auto", "0", "1"):
-        raise UserError(f"SCOREVAE_COMPILE={chosen}: give auto (on CUDA alone), 0 or 1")
-    return torch.device(device).type == "cuda" if chosen == "auto" else chosen == "1"
+    if chosen not in ("auto", "0", "1", "graphs"):
+        raise UserError(f"SCOREVAE_COMPILE={chosen}: give auto (on CUDA alone), 0, 1 or graphs")
+    return torch.device(device).type == "cuda" if chosen == "auto" else chosen != "0"
+
+
+def replaying() -> bool:
+    """Whether compiled steps are replayed as CUDA graphs; a CPU has none and runs them as ever."""
+    return os.environ.get("SCOREVAE_COMPILE") == "graphs"
 
 
 class Compiled(Generic[P, R]):
@@ -40,16 +46,20 @@ class Compiled(Generic[P, R]):
     of a data set, it runs as it is written: compiling once more would take longer. So it does for
     good, and says why in a line, where it cannot be compiled: without a compiler, with an old
     driver. ``whole`` takes a function that cannot be compiled in one piece for one that cannot be
-    compiled.
+    compiled. With ``graphs`` it is replayed as a CUDA graph: its results are overwritten once
+    ``torch.compiler.cudagraph_mark_step_begin`` has been called and it is called again.
     """
 
-    def __init__(self, function: Callable[P, R], name: str, *, whole: bool = True) -> None:
+    def __init__(
+        self, function: Callable[P, R], name: str, *, whole: bool = True, graphs: bool = False
+    ) -> None:
         self.written, self.name = function, name
         # Of diffusers' looks at its versions, which do not change.
         warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
         self._compiled: Callable[P, R] | None = torch.compile(
-            function, backend=BACKEND, fullgraph=whole, dynamic=False
-        )
+            function, backend=BACKEND, fullgraph=whole, dynamic=False,
+            mode="reduce-overhead" if graphs else None,
+        )  # fmt: skip
         self._form: tuple[object, ...] | None = None
 
     @property

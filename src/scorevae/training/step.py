@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from scorevae.config import TrainingConfig
 from scorevae.errors import UserError
-from scorevae.runtime.compiled import Compiled
+from scorevae.runtime.compiled import Compiled, replaying
 
 MAX_SKIPPED = 20
 
@@ -55,10 +55,11 @@ class LossModule(nn.Module):
         self._frozen, self._trained = objective.frozen, self._means
         self._compiled: list[Compiled[Any, Any]] = []
         if compiled:
-            frozen = Compiled(
-                objective.frozen, "frozen networks", whole=False
-            )  # others' may break
-            trained = Compiled(self._means, "loss")
+            graphs = replaying()
+            frozen = Compiled(  # those of others may break
+                objective.frozen, "frozen networks", whole=False, graphs=graphs
+            )
+            trained = Compiled(self._means, "loss", graphs=graphs)
             self._frozen, self._trained = frozen, trained
             self._compiled = [frozen, trained]
 
@@ -233,7 +234,8 @@ class Stepper:
 
         The parts are rows of what was drawn for the whole batch, whose strata of times they are.
         """
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # before it: CUDA graphs write the gradients where they were
+        torch.compiler.cudagraph_mark_step_begin()
         means: dict[str, Tensor] = {}
         rows = len(x_0) // self._accumulate
         for part in range(self._accumulate):
