@@ -11,8 +11,9 @@ size), none of which it has seen. An encoder of its own is trained for the latte
 with t drawn uniformly as well. Each over several seeds of the sampler.
 
 ``--equal-terms`` asks what is left of the difference between our loop and diffusers' once ours
-does as it does: t drawn uniformly, predicting the noise, or v where the other does, too. Two seeds
-of each training say how much such a number varies.
+does as it does: t drawn uniformly, predicting the noise, or v where the other does, too, and the
+network told the index of diffusers in place of the log-SNR. Two seeds of each training say how
+much such a number varies.
 """
 
 import csv
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,10 @@ PREDICTIONS = {"noise": "epsilon", "velocity": "v_prediction"}  # ours, diffuser
 PATH = click.Path(path_type=Path)
 
 
-def train_by_diffusers(trained: Trained, folder: Path, prediction: str, seed: int) -> None:
-    """A DDPM as diffusers' documentation trains one, on the pipeline's training images."""
+def untrained(trained: Trained, prediction: str, seed: int) -> tuple[UNet2DModel, DDPMScheduler]:
+    """A DDPM of diffusers with a U-Net of the pipeline's size."""
     preset = trained.config.selected
-    network, settings, image = preset.prior.network, preset.prior.training, preset.data.image
+    network, image = preset.prior.network, preset.data.image
     torch.manual_seed(seed)
     unet = UNet2DModel(
         sample_size=image.size, in_channels=image.channels, out_channels=image.channels,
@@ -56,7 +58,13 @@ def train_by_diffusers(trained: Trained, folder: Path, prediction: str, seed: in
         up_block_types=("UpBlock2D",) * len(network.channels),
         norm_num_groups=network.groups, add_attention=False,
     )  # fmt: skip
-    scheduler = DDPMScheduler(num_train_timesteps=1000, prediction_type=prediction)
+    return unet, DDPMScheduler(num_train_timesteps=1000, prediction_type=prediction)
+
+
+def train_by_diffusers(trained: Trained, folder: Path, prediction: str, seed: int) -> None:
+    """A DDPM as diffusers' documentation trains one, on the pipeline's training images."""
+    settings = trained.config.selected.prior.training
+    unet, scheduler = untrained(trained, prediction, seed)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
     ema = EMAModel(unet.parameters(), decay=settings.ema)
@@ -113,17 +121,35 @@ def measure(label: str, trained: Trained, models: Path, prior: Path) -> dict[str
 
 def imported(folder: Path, trained: Trained, prediction: str, seed: int, encoder: bool) -> Path:
     """A prior of diffusers' loop, through its folder and train_prior."""
-    key = f"presets.{trained.config.preset}.prior"
     ddpm = folder.with_suffix(".ddpm")
     train_by_diffusers(trained, ddpm, prediction, seed)
-    source = {"format": "diffusers", "path": str(ddpm), "revision": None, "sha256": None}
-    foreign = {
+    changes = foreign(trained, ddpm, seed, steps=0)
+    return with_prior(folder, trained, changes, encoder=encoder)
+
+
+def ours_by_index(
+    folder: Path, trained: Trained, prediction: str, seed: int, encoder: bool
+) -> Path:
+    """Their untrained network, imported with its indices, and trained by our loop."""
+    ddpm = folder.with_suffix(".ddpm")
+    unet, scheduler = untrained(trained, prediction, seed)
+    DDPMPipeline(unet, scheduler).save_pretrained(ddpm)
+    changes = foreign(trained, ddpm, seed, trained.config.selected.prior.training.steps)
+    return with_prior(folder, trained, changes, encoder=encoder)
+
+
+def foreign(trained: Trained, ddpm: Path, seed: int, steps: int) -> dict[str, Any]:
+    """The settings that import it, and train it so many steps further."""
+    key = f"presets.{trained.config.preset}.prior"
+    return {
         "seed": seed,
         f"{key}.source": "pretrained",
-        f"{key}.pretrained": source,
-        f"{key}.training.steps": 0,
-    }
-    return with_prior(folder, trained, foreign, encoder=encoder)
+        f"{key}.pretrained": {
+            "format": "diffusers", "path": str(ddpm), "revision": None, "sha256": None
+        },
+        f"{key}.training.steps": steps,
+        f"{key}.time": "uniform",
+    }  # fmt: skip
 
 
 def exchanged(trained: Trained, folder: Path) -> Iterator[dict[str, Any]]:
@@ -146,11 +172,13 @@ def on_equal_terms(trained: Trained, folder: Path) -> Iterator[dict[str, Any]]:
     for (output, prediction), seed in product(PREDICTIONS.items(), TRAININGS):
         label, encoder = f"{output}, seed {seed}", (output, seed) == ("noise", 0)
         ours = {"seed": seed, f"{key}.time": "uniform", f"{key}.network.output": output}
-        priors = {
-            "ours": with_prior(folder / f"ours {label}", trained, ours, encoder=encoder),
-            "diffusers": imported(folder / f"loop {label}", trained, prediction, seed, encoder),
+        loops = {
+            "diffusers' loop": partial(imported, prediction=prediction, seed=seed),
+            "ours, told the index": partial(ours_by_index, prediction=prediction, seed=seed),
+            "ours": partial(with_prior, changes=ours),
         }
-        for loop, prior in priors.items():
+        for loop, train in loops.items():
+            prior = train(folder / f"{loop} {label}", trained, encoder=encoder)
             yield measure(f"{loop}: {label}", trained, trained.models, prior)
             if encoder:
                 yield measure(f"{loop}: {label}, its own encoder", trained, prior.parent, prior)
