@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,9 +61,10 @@ UNAVOIDABLE = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let unavoidable warnings pass; every other one is an error."""
+    """Let unavoidable warnings pass; every other one is an error. Hang up as in a terminal."""
     for line in UNAVOIDABLE:
         config.addinivalue_line("filterwarnings", line)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's choice would be inherited by all tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

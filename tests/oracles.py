@@ -8,12 +8,20 @@ oracle stands in for the prior's network and for the encoder.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.score import Posterior
 from scorevae.sde import SDE
+
+
+def mainly(kind: str) -> pytest.MarkDecorator:
+    """One value of the fixture ``sde`` in `make test`, the others in `make test-faults`."""
+    others = [k for k in ("vp", "subvp", "ve") if k != kind]
+    rest = [pytest.param(other, marks=pytest.mark.faults) for other in others]
+    return pytest.mark.parametrize("sde", [kind, *rest], indirect=True)
 
 
 @dataclass(frozen=True)

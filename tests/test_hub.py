@@ -193,8 +193,11 @@ def test_a_model_of_the_hub(models: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["me/faces", "no/such/folder", "/nowhere", "models", "a b"])
-def test_a_model_that_cannot_be_had(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_had(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches the traceback of an HTTP library, and a name that is not said."""
+    monkeypatch.chdir(tmp_path)  # a run leaves a folder models
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         ScoreVAE.from_pretrained(name)

@@ -10,6 +10,7 @@ from oracles import (
     GaussianMixture,
     LinearGaussian,
     five_errors,
+    mainly,
     normal,
     scalar,
     seeded,
@@ -281,6 +282,7 @@ def test_the_offset_of_the_levels_is_uniform() -> None:
     assert gap < 2.6 / math.sqrt(n) + 0.5 / n
 
 
+@mainly("vp")
 def test_the_monte_carlo_error_is_the_spread_between_seeds(sde: SDE) -> None:
     """Catches a standard error that forgets repeats, draws, or that strata are dependent.
 

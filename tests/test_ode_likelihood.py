@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import GaussianMixture, five_errors, normal, scalar, seeded, vector
+from oracles import GaussianMixture, five_errors, mainly, normal, scalar, seeded, vector
 from tiny import save_tiny_models, tiny_config, write_prior
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def mixture_flow(world: GaussianMixture, x: Tensor, probes: list[Tensor], tolera
     return flow_to_noise(x, probes=probes, tolerance=tolerance, **settings)
 
 
+@mainly("vp")
 def test_the_flow_gives_the_density_of_a_mixture(sde: SDE) -> None:
     """Catches a lost ½, a divergence of the wrong sign or a flow against time.
 
@@ -52,6 +53,7 @@ def test_the_flow_gives_the_density_of_a_mixture(sde: SDE) -> None:
     assert flow.log_volume.std() > 0.1
 
 
+@mainly("ve")
 def test_random_signs_estimate_the_divergence_without_bias(sde: SDE) -> None:
     """Catches probes of another variance, or a dot product over the whole batch."""
     world = mixture(sde)
@@ -64,6 +66,7 @@ def test_random_signs_estimate_the_divergence_without_bias(sde: SDE) -> None:
     assert drawn.std() > 0.01
 
 
+@mainly("ve")
 @pytest.mark.parametrize("noise", [0.05, 1.0])
 def test_the_ode_density_is_normalised(sde: SDE, noise: float) -> None:
     """Catches a wrong π (its deviation under VE), or the lost volume of x_ε = α_ε x.
@@ -80,6 +83,7 @@ def test_the_ode_density_is_normalised(sde: SDE, noise: float) -> None:
     assert torch.trapezoid(log_density.exp(), x[:, 0]).item() == pytest.approx(1, abs=1e-3)
 
 
+@mainly("subvp")
 def test_probabilities_of_grey_values_add_up_to_one(sde: SDE) -> None:
     """Catches bits that belong to another bin width, and data that are not dequantised.
 
