@@ -144,5 +144,5 @@ def test_help_names_every_command() -> None:
     """Catches a command that is not reachable; and a version that is not the package's."""
     text = call("--help").output
     names = ["encode", "reconstruct", "sample", "interpolate", "info", "sync", "rate-distortion"]
-    assert all(name in text for name in [*names, "export", "convert-edm"])
+    assert all(name in text for name in [*names, "export", "import-prior", "convert-edm"])
     assert call("--version").output.startswith("scorevae, version ")

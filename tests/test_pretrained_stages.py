@@ -100,6 +100,25 @@ FORMATS = {
 }
 
 
+def test_a_prior_is_imported_by_itself(workspace: Path) -> None:
+    """Catches other weights than train_prior's, a file overwritten, and a preset without one."""
+    set_params(**pretrained("") | {"presets.digits.prior.pretrained": own("own")})
+    assert run("train_prior").exit_code == 0
+    call = CliRunner().invoke
+    done = call(priors, ["import-prior", "there.safetensors"])
+    assert done.exit_code == 0, done.output
+    ours, theirs = Path("there.safetensors"), Path("models/digits/prior.safetensors")
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert "there.safetensors: exists" in call(priors, ["import-prior", str(ours)]).output
+    for preset, message in {
+        "mnist": "presets.mnist.prior.pretrained: null; name the format",
+        "nobody": "--preset: nobody is none; choose one of: digits, ",
+    }.items():
+        refused = call(priors, ["import-prior", "new.safetensors", "--preset", preset])
+        assert message in refused.output
+    assert not Path("new.safetensors").exists()
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_goes_to_the_end(workspace: Path, name: str) -> None:

@@ -18,7 +18,7 @@ from scorevae.commands.images import batches, save_pictures
 from scorevae.commands.latents import WRITERS
 from scorevae.commands.log_model import log_model
 from scorevae.commands.new import new
-from scorevae.commands.priors import convert_edm, export
+from scorevae.commands.priors import convert_edm, export, import_prior
 from scorevae.commands.rate_distortion import main as rate_distortion
 from scorevae.commands.sync import main as sync
 from scorevae.errors import UserError
@@ -204,6 +204,7 @@ main.add_command(log_model)
 main.add_command(sync, "sync")
 main.add_command(rate_distortion, "rate-distortion")
 main.add_command(export, "export")
+main.add_command(import_prior, "import-prior")
 main.add_command(convert_edm, "convert-edm")
 
 if __name__ == "__main__":

@@ -18,6 +18,35 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("output", type=PATH)
+@click.option("--preset", help="of params.yaml; default: the one that is selected there")
+@click.option("--params", type=PATH, default=Path("params.yaml"), show_default=True)
+def import_prior(output: Path, preset: str | None, params: Path) -> None:
+    """Write the prior that a preset names under prior.pretrained as weights OUTPUT.
+
+    As train_prior does, with no data and no training: for decoding with it.
+    """
+    from scorevae.config import load_config
+    from scorevae.networks.pretrained.importing import import_prior
+    from scorevae.networks.weights import save_weights
+
+    if output.exists():
+        raise UserError(f"{output}: exists; name another file")
+    config = load_config(params)
+    if (name := preset or config.preset) not in config.presets:
+        raise UserError(f"--preset: {name} is none; choose one of: {', '.join(config.presets)}")
+    chosen = config.presets[name]
+    if chosen.prior.pretrained is None:
+        raise UserError(
+            f"{params}: presets.{name}.prior.pretrained: null; name the format and the path of "
+            "a prior there (docs/priors.md)"
+        )
+    prior = import_prior(chosen.prior.pretrained, chosen.data.image, config.sde)
+    save_weights(output, prior.network, prior.header)
+    click.echo(f"{output}: decode with it by `-S reconstruct.prior={output}`, or load(prior=…)")
+
+
+@main.command()
 @click.argument("weights", type=PATH)
 @click.argument("folder", type=PATH)
 def export(weights: Path, folder: Path) -> None:
