@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scorevae.autoencoders.table import SYSTEMS
 from scorevae.config import Config
-from scorevae.errors import Unavailable, UserError, in_a_line
+from scorevae.errors import Unavailable, in_words
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Found, Numbers, Part, Subject
@@ -143,17 +143,10 @@ def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis
         except Exception as error:  # noqa: BLE001 (whatever it is: a finished run is not lost)
             if part is parts[0] and not isinstance(error, Unavailable):
                 raise
-            result.unavailable[part.name] = why = why_null(error)
+            result.unavailable[part.name] = why = in_words(error)
             report(f"{part.name} is null: {why}")
         result.seconds[part.name] = time.perf_counter() - started
     return result
-
-
-def why_null(error: Exception) -> str:
-    """The message of an error, in a line; of one that was not foreseen its kind, too."""
-    text = in_a_line(error, 300)
-    foreseen = isinstance(error, Unavailable | UserError)
-    return text if foreseen else f"{type(error).__name__}: {text}"
 
 
 def memory_remedy(config: Config, step: str, parts: Sequence[Part] = PARTS) -> str:
