@@ -51,7 +51,7 @@ def main(params: Path, data: Path, models: Path, output: Path, decoding: Path) -
             if processes.writes  # it holds the state for all
             else nullcontext(state_folder("reconstruct", key))
         )
-        with track("reconstruct", config) as tracker, processes.agreeing(), state as held:
+        with track("reconstruct", config) as tracker, state as held:
             processes.exchange(None)  # the one that holds it may have removed an old one
             for path in weights:
                 tracker.weights("read", path)

@@ -5,7 +5,7 @@ All run the same code. What they exchange travels from CPU to CPU, by gloo.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,12 +83,15 @@ class Team:
         if self.count == 1:
             yield
             return
-        self._apart, failure = None, None
+        failure = None
         try:
             yield
         except Exception as error:  # noqa: BLE001 (whatever it is: the others wait)
             failure = error
-        self._exchange("end", None, failure)
+        try:
+            self._exchange("end", None, failure)
+        finally:
+            self._apart = None
 
     def _exchange(
         self, place: str, mine: Result, failure: Exception | None = None
@@ -118,7 +121,9 @@ def _gathered(word: _Word, count: int) -> list[_Word]:
     try:
         dist.all_gather_object(words, word)
     except RuntimeError:  # gloo lost a connection
-        raise Ended("Error: another process of this stage has ended") from None
+        raise Ended(
+            "Error: another process of this stage was ended; give the same command again"
+        ) from None
     return words
 
 
@@ -134,14 +139,26 @@ ALONE = Team()
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """The processes that torchrun has started, each on a device of its own; or this one alone."""
+    """The processes that torchrun has started, each on a device of its own; or this one alone.
+
+    They agree (:meth:`Team.agreeing`) on how the block ends. The first one then ends first, with
+    the last word: whoever ends by an error before it would have torchrun kill it.
+    """
     if "LOCAL_RANK" not in os.environ or (count := int(os.environ["WORLD_SIZE"])) == 1:
         yield ALONE
         return
     if devices := torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % devices)
     dist.init_process_group("gloo", timeout=PATIENCE)
+    found = Team(dist.get_rank(), count)
+    failure = None
     try:
-        yield Team(dist.get_rank(), count)
-    finally:
-        dist.destroy_process_group()
+        with found.agreeing():
+            yield found
+    except Exception as error:  # noqa: BLE001 (whatever it is: it is raised at the end)
+        failure = error
+    if not found.writes:
+        with suppress(RuntimeError):  # nothing is sent: the connection ends with the process
+            dist.recv(torch.zeros(1), src=0)
+    if failure is not None:
+        raise failure
