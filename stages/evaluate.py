@@ -16,6 +16,8 @@ from scorevae.data.arrays import class_names, load_split
 from scorevae.evaluation.part import Subject
 from scorevae.evaluation.stage import Outputs, evaluate, headline, memory_remedy, table
 from scorevae.runtime.memory import explaining_memory
+from scorevae.runtime.processes import spread
+from scorevae.runtime.team import team
 from scorevae.runtime.tracking import track
 
 PATH = click.Path(path_type=Path)
@@ -38,17 +40,20 @@ def main(
 ) -> None:
     """Evaluate."""
     config = load_config(params)
+    spread()
     image = config.selected.data.image
     train = load_split(data, "train", image)
     test = load_split(data, "test", image, config.selected.test_images)
-    subject = Subject(config, models, curves, train, test, reconstructions, class_names(data))
-    outputs, steps = Outputs(**written), ["start"]
+    names, outputs, steps = class_names(data), Outputs(**written), ["start"]
 
     def report(step: str) -> None:
         steps.append(step)
         click.echo(f"evaluate: {step}")
 
-    with track("evaluate", config) as tracker:
+    with team() as processes, track("evaluate", config) as tracker:
+        subject = Subject(
+            config, models, curves, train, test, reconstructions, names, team=processes
+        )
         with explaining_memory(lambda: memory_remedy(config, steps[-1])):
             numbers = evaluate(subject, outputs, params=params, report_step=report)
         tracker.data(data)

@@ -18,6 +18,13 @@ class Unavailable(Exception):
     """
 
 
+def in_words(error: Exception) -> str:
+    """The message of an error, in a line; of one that was not foreseen its kind, too."""
+    text = in_a_line(error, 300)
+    foreseen = isinstance(error, Unavailable | UserError)
+    return text if foreseen else f"{type(error).__name__}: {text}"
+
+
 def in_a_line(message: object, most: int = 200) -> str:
     """What another library said, to be quoted: without line breaks, cut after ``most`` signs."""
     return " ".join(str(message).split())[:most]

@@ -16,6 +16,7 @@ from scorevae.gaussian import DiagonalGaussian
 from scorevae.runtime.interruption import Interrupted, stop_requests
 from scorevae.runtime.progress import progress
 from scorevae.runtime.state import BatchFolder
+from scorevae.runtime.team import ALONE, Team
 from scorevae.shapes import Images, Latents
 
 KINDS = ("images", "mean", "log_variance")  # the files of a system
@@ -29,20 +30,26 @@ class Reconstructions(NamedTuple):
 
 
 def reconstruct(
-    systems: Mapping[str, System], originals: Images, config: Config, kept: BatchFolder
+    systems: Mapping[str, System],
+    originals: Images,
+    config: Config,
+    kept: BatchFolder,
+    team: Team = ALONE,
 ) -> dict[str, Reconstructions]:
     """Reconstructions of every system by name; batches found in ``kept`` are not drawn again.
 
-    A system that draws takes z as the protocol says, one that does not the mean of q(z|x).
+    A system that draws takes z as the protocol says, one that does not the mean of q(z|x). The
+    processes of a team divide the batches that are drawn, and each is given all.
 
     Raises:
-        Interrupted: stopped from outside; the finished batches are saved.
+        Interrupted: a process was stopped from outside; the finished batches are saved.
     """
     found = {}
     for name, system in systems.items():
         posterior = system.encode(originals)
         if isinstance(system, DiffusionSystem):
-            images = _decode(system, latents(posterior, config), config, kept.of(name))
+            z = latents(posterior, config)
+            images = _decode(system.with_share(team.map), z, config, kept.of(name), team)
         else:
             images = system.decode(posterior.mean)
         found[name] = Reconstructions(images, posterior)
@@ -54,16 +61,19 @@ def latents(posterior: DiagonalGaussian, config: Config) -> Latents:
     return chosen_z(posterior, config.sampling.z, config.seed)
 
 
-def _decode(model: DiffusionSystem, z: Latents, config: Config, kept: BatchFolder) -> Images:
+def _decode(
+    model: DiffusionSystem, z: Latents, config: Config, kept: BatchFolder, team: Team
+) -> Images:
     """Decode batch by batch; a run that is started again goes on after the last finished one."""
     with progress("reconstruct", kept.rows(), len(z)) as shown, stop_requests() as stopping:
 
         def report(done: int) -> None:
             shown(done)
-            if (reason := stopping()) and done < len(z):
+            reasons = [reason for reason in team.exchange(stopping()) if reason]
+            if reasons and done < len(z):
                 raise Interrupted(
-                    f"reconstruct: stopped by {reason}; {done} of {len(z)} images are saved, and "
-                    "the same command goes on from there"
+                    f"reconstruct: stopped by {reasons[0]}; {kept.rows()} of {len(z)} images are "
+                    "saved, and the same command goes on from there"
                 )
 
         guidance = config.reconstruct.guidance

@@ -9,9 +9,9 @@ Reverse SDE: dx = [f − g² s] dt + g dw̄ (Song 2020, arXiv 2011.13456, eq. 6;
 σ̄ = σ/α reads dx̄/dσ̄ = ε̂(x, t) for every process here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float64
@@ -27,6 +27,8 @@ from scorevae.shapes import Data, Times
 NoiseFn = Callable[[Tensor], Tensor]
 Report = Callable[[int], None]
 Step = Callable[[ScoreFn, SDE, Data, Times, Times, NoiseFn], Data]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Grid = Float64[Tensor, " points"]
 TimeGrid = Callable[[SDE, int], Grid]  # steps -> steps + 1 decreasing times from t_max to t_min
 
@@ -254,6 +256,15 @@ def generate(
     return score_to_denoised(sde, score(x, t), x, t)
 
 
+class Share(Protocol):
+    """How a loop over independent items is gone through: as by :func:`map`, or by many."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Sequence[Item], /
+    ) -> Iterator[Result]:
+        """The result of every item, in their order."""
+
+
 class KeptBatches(Protocol):
     """Where the finished batches of a long call are kept."""
 
@@ -276,6 +287,7 @@ def draw_in_batches(
     shared: int = 1,
     report: Report = lambda done: None,
     kept: KeptBatches | None = None,
+    share: Share = map,
 ) -> Data:
     """:func:`generate` for any number of images, some at a time; results are on the CPU.
 
@@ -283,19 +295,23 @@ def draw_in_batches(
     ``batch`` images are drawn together, in whole groups of ``shared`` consecutive ones that see
     the same noise of the sampler; it follows from the seed and the first row of the batch.
     ``report`` is called with the number of images done. ``kept`` holds the batches that an
-    interrupted call finished; those of this call are added.
+    interrupted call finished; those of this call are added. ``share`` goes through the batches.
     """
-    parts = []
     size = max(1, batch // shared) * shared
-    for first in range(0, len(x_1), size):
-        rows = slice(first, min(first + size, len(x_1)))
+    batches = [slice(first, min(first + size, len(x_1))) for first in range(0, len(x_1), size)]
+
+    def draw(rows: slice) -> Data:
         x_0 = kept.load(rows) if kept is not None else None
         if x_0 is None:
-            noise = _noise(make_generator(device, seed, "sampler", first), shared)
+            noise = _noise(make_generator(device, seed, "sampler", rows.start), shared)
             start = x_1[rows].to(device) * sde.terminal_std
             x_0 = generate(score(rows), sde, start, settings, noise=noise).cpu()
             if kept is not None:
                 kept.save(rows, x_0)
+        return x_0
+
+    parts = []
+    for rows, x_0 in zip(batches, share(draw, batches), strict=True):
         parts.append(x_0)
         report(rows.stop)
     return torch.cat(parts)

@@ -26,7 +26,7 @@ from scorevae.networks.prior import Prior
 from scorevae.networks.weights import Trained
 from scorevae.randomness import make_generator
 from scorevae.runtime.compiled import Compiled, compiling
-from scorevae.sampling import KeptBatches, Report, draw_in_batches
+from scorevae.sampling import KeptBatches, Report, Share, draw_in_batches
 from scorevae.score import ConditionalScore, Encoder, ScoreFn
 from scorevae.sde import SDE
 from scorevae.shapes import Groups, Images, Latents
@@ -66,6 +66,7 @@ class DiffusionSystem(System):
         self.sde, self.posterior = sde, posterior
         self.sampling, self.guidance = sampling, guidance
         self.precision: Precision | None = None
+        self._share: Share = map
         self._fitting = Fitting("batch")
         self._compiled: Compiled[[Tensor, Tensor, Tensor, float], Tensor] | None = None
 
@@ -157,6 +158,17 @@ class DiffusionSystem(System):
         other.precision = precision
         if compiling(self.device):
             other._compiled = Compiled(other._written, "decode", whole=False)
+        return other
+
+    def with_share(self, share: Share) -> Self:
+        """The same networks, whose batches of images are drawn as ``share`` goes through them.
+
+        Args:
+            share: as :func:`map`; of several processes that divide the batches, each calls what
+                decodes, and is given all images.
+        """
+        other = copy.copy(self)
+        other._share = share
         return other
 
     @property
@@ -422,6 +434,7 @@ class DiffusionSystem(System):
             shared=shared,
             report=report,
             kept=kept,
+            share=self._share,
         )
         return to_unit_range(x_0)
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from scorevae.errors import UserError
 from scorevae.randomness import make_generator
+from scorevae.sampling import Share
 from scorevae.score import ConditionalScore, ScoreFn
 from scorevae.sde import SDE, log_snr_range, over, perturb
 from scorevae.shapes import Data, Times
@@ -127,6 +128,7 @@ def likelihood_bound(
     smallest_noise: float = SMALLEST_NOISE,
     decoder: Decoder | None = None,
     bins: int = 40,
+    share: Share = map,
 ) -> Bounds:
     """Bounds on −ln p(x_0), see the module; results are on the CPU.
 
@@ -136,6 +138,7 @@ def likelihood_bound(
     There are ``repeats`` (at least 2) estimates, each from ``draws`` of (t, noise, z) for every
     image. They are independent of each other: their spread is the Monte-Carlo error, however t is
     stratified within one. Noise depends on the seed and an image's row, not on ``batch``.
+    ``share`` goes through the draws of each batch.
 
     At σ_ε/α_ε = ``smallest_noise`` the integral ends and ``decoder`` begins: E ln p(x_0|x_ε), by
     default :func:`grey_values`; with a density in its place the bound is one on a density.
@@ -155,7 +158,7 @@ def likelihood_bound(
     parts = []
     for first in range(0, len(x_0), batch):
         rows = slice(first, first + batch)
-        parts.append(_sample(sde, posterior, x_0[rows], levels.log_snr[rows], seed, first))
+        parts.append(_sample(sde, posterior, x_0[rows], levels.log_snr[rows], seed, first, share))
     noise, alone, *latent = (torch.cat(column) for column in zip(*parts, strict=True))
     no_rate = torch.zeros(len(x_0), dtype=torch.float64)
     prior = _bound(sde, x_0, levels, exact | {"rate": no_rate}, noise, alone, bins)
@@ -213,6 +216,7 @@ def _sample(
     log_snr: Draws,
     seed: int,
     first: int,
+    share: Share,
 ) -> tuple[Tensor, ...]:
     """‖ε‖² and ‖ε − ε̂_p‖² of some images, draw by draw; given q(z|x_t, t), ‖ε − ε̂‖² and rates."""
     latent = posterior if isinstance(posterior, ConditionalScore) else None
@@ -224,22 +228,25 @@ def _sample(
         q_0 = latent.encoder(x_0, torch.zeros_like(times[:, 0]))
         z_noise = _noise(x_0, rows, (count, q_0.mean.shape[1]), seed, "z")
         z = q_0.mean[:, None] + torch.exp(0.5 * q_0.log_variance)[:, None] * z_noise
-    alone, with_latent = [], []
-    for draw in range(count):
+
+    def errors(draw: int) -> list[Nats]:
         t = times[:, draw]
         x_t = perturb(sde, x_0, t, noise[:, draw])
         sigma = over(sde.marginal(t).sigma, x_t)
         residual = noise[:, draw] + sigma * extended(prior, sde)(x_t, t)
-        alone.append(_squared_norm(residual))
+        found = [_squared_norm(residual)]
         if latent is not None:
             correction = latent.correction(z[:, draw])
             residual = residual + sigma * extended(correction, sde)(x_t, t)
-            with_latent.append(_squared_norm(residual))
+            found.append(_squared_norm(residual))
+        return found
+
     norms = _squared_norm(noise.flatten(0, 1)).unflatten(0, (len(x_0), count))
-    found = norms, torch.stack(alone, dim=1)
+    columns = zip(*share(errors, range(count)), strict=True)
+    found = norms, *(torch.stack(column, dim=1) for column in columns)
     if latent is None:
         return found
-    return *found, torch.stack(with_latent, dim=1), q_0.kl_to_standard_normal().double().cpu()
+    return *found, q_0.kl_to_standard_normal().double().cpu()
 
 
 def _noise(

@@ -19,8 +19,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scorevae.errors import UserError
-from scorevae.evaluation.bound import GREY_STEP, SMALLEST_NOISE, Estimate, Nats, estimate, extended
+from scorevae.evaluation.bound import (
+    GREY_STEP,
+    SMALLEST_NOISE,
+    Estimate,
+    Nats,
+    Repeats,
+    estimate,
+    extended,
+)
 from scorevae.randomness import make_generator
+from scorevae.sampling import Share
 from scorevae.score import ScoreFn
 from scorevae.sde import SDE, log_snr_range
 from scorevae.shapes import Data
@@ -60,6 +69,7 @@ def ode_log_likelihood(
     seed: int,
     tolerance: float,
     smallest_noise: float = SMALLEST_NOISE,
+    share: Share = map,
 ) -> ODELikelihood:
     """−ln p(x_0) of 8-bit images in [−1, 1], uniformly dequantised; results are on the CPU.
 
@@ -70,7 +80,8 @@ def ode_log_likelihood(
     ``prior`` is differentiated forwards, which its ``torch.no_grad`` does not prevent. The
     Monte-Carlo error needs two ``repeats`` of u and signs for each image; ``batch`` images share
     the solver's steps, whose ``tolerance`` is relative and absolute, 1e-5 in Song et al. 2020. The
-    ODE starts at x_ε = α_ε x_0 with σ_ε/α_ε = ``smallest_noise``.
+    ODE starts at x_ε = α_ε x_0 with σ_ε/α_ε = ``smallest_noise``. ``share`` goes through the
+    batches.
 
     Raises:
         UserError: no images, or no repeats.
@@ -79,10 +90,10 @@ def ode_log_likelihood(
         raise UserError(
             f"likelihood: got {len(x_0)} images and {repeats} repeats; give at least one of each"
         )
-    costs, evaluations = [], []
-    for first in range(0, len(x_0), batch):
+
+    def solve(first: int) -> tuple[Repeats, list[int]]:
         chunk = x_0[first : first + batch]
-        drawn = []
+        drawn, evaluations = [], []
         for repeat in range(repeats):
             u, signs = _dequantisation_and_signs(chunk, first, repeat, seed)
             nats, count = ode_log_density(
@@ -95,8 +106,10 @@ def ode_log_likelihood(
             )
             drawn.append(-nats - x_0[0].numel() * math.log(GREY_STEP))
             evaluations.append(count)
-        costs.append(torch.stack(drawn, dim=1))
-    values = torch.cat(costs)
+        return torch.stack(drawn, dim=1), evaluations
+
+    costs, counts = zip(*share(solve, range(0, len(x_0), batch)), strict=True)
+    values, evaluations = torch.cat(costs), [count for chunk in counts for count in chunk]
     return ODELikelihood(
         dimensions=x_0[0].numel(),
         total=estimate(values),

@@ -26,6 +26,7 @@ from scorevae.evaluation.report.page import Card, Table
 from scorevae.evaluation.report.tables import Metric, Row, Rows
 from scorevae.randomness import derive_seed
 from scorevae.reconstructions import Reconstructions, load
+from scorevae.runtime.team import ALONE, Team
 from scorevae.shapes import AnyImages, Images, Latents
 
 # Training images for each one that a classifier then judges. With 10 to judge, 5,000 to learn from
@@ -46,12 +47,18 @@ class Subject:
     test: Split  # the evaluated images
     reconstructions: Path  # of the stage reconstruct
     names: Mapping[int, str] = field(default_factory=dict)  # of the classes
+    team: Team = ALONE  # whoever computes; each of its processes has a subject of its own
 
     @cached_property
     def systems(self) -> dict[str, System]:
-        """Every system of the run by its name."""
+        """Every system of the run by its name; the team divides the batches that they draw."""
         rows = systems_of(self.config).items()
-        return {name: row.load(self.models, self.config) for name, row in rows}
+        found = {name: row.load(self.models, self.config) for name, row in rows}
+        share = self.team.map
+        return {
+            name: system.with_share(share) if isinstance(system, DiffusionSystem) else system
+            for name, system in found.items()
+        }
 
     @property
     def drawing(self) -> dict[str, DiffusionSystem]:

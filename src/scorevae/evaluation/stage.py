@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scorevae.autoencoders.table import SYSTEMS
 from scorevae.config import Config
-from scorevae.errors import Unavailable, UserError, in_a_line
+from scorevae.errors import Unavailable, in_words
 from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.evaluation.part import Found, Numbers, Part, Subject
@@ -51,6 +51,7 @@ class Analysis:
     found: dict[str, Found] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)  # part -> why it is not there
     seconds: dict[str, float] = field(default_factory=dict)
+    processes: int = 1  # that took them
 
     def numbers(self) -> Numbers:
         """By system and metric; null where a part that is switched on could not be had."""
@@ -78,8 +79,12 @@ class Analysis:
                     tuple(dict.fromkeys([*columns.names, *(k for r in own for k in r)])),
                     own,
                 )
-        costs: Rows = [{"part": k, "seconds": v} for k, v in self.seconds.items()]
-        yield "costs", ("part", "seconds"), costs
+        count = self.processes
+        costs: Rows = [
+            {"part": name, "seconds": seconds, "processes": count}
+            for name, seconds in self.seconds.items()
+        ]
+        yield "costs", ("part", "seconds", "processes"), costs
 
     def figures(self) -> dict[str, figures.Figure]:
         """Every figure by its name."""
@@ -96,12 +101,14 @@ def evaluate(
 ) -> Numbers:
     """Run the parts, write everything, return the numbers of ``metrics.json``.
 
-    ``params`` is the parameter file, for the page's commands; ``report_step`` is called with the
-    name of each part, and at last with FILES.
+    Of a team one process writes. ``params`` is the parameter file, for the page's commands;
+    ``report_step`` is called with the name of each part, and at last with FILES.
     """
     analysis = analyse(subject, parts, report_step)
-    report_step(FILES)
     numbers = analysis.numbers()
+    if not subject.team.writes:
+        return numbers
+    report_step(FILES)
     with replacing(outputs.figures) as temporary:
         for name, figure in analysis.figures().items():
             figures.save(figure, temporary / f"{name}.png")
@@ -117,6 +124,7 @@ def evaluate(
         figures=outputs.figures,
         provenance=provenance(subject.config, params),
         images=len(subject.originals),
+        processes=subject.team.count,
     )
     write(outputs.page, page)
     return numbers
@@ -125,35 +133,30 @@ def evaluate(
 def analyse(subject: Subject, parts: Sequence[Part], report: Report) -> Analysis:
     """Run the parts that are switched on, one after the other.
 
-    What a part raises makes that part null, with the reason. Only the first one, the comparison
-    that all others stand beside, ends the evaluation.
+    What a part raises, in any process of a team, makes that part null, with the reason. Only the
+    first one, the comparison that all others stand beside, ends the evaluation.
 
     Raises:
         UserError: the first part's: what it compares is missing or foreign, or memory ran out.
     """
-    result = Analysis(subject.config, parts)
+    result = Analysis(subject.config, parts, processes=subject.team.count)
     for part in parts:
         if not part.is_on(subject.config):
             continue
         report(part.name)
         started = time.perf_counter()
         try:
-            with explaining_memory(memory_remedy(subject.config, part.name, parts)):
-                result.found[part.name] = part.compute(subject)
+            remedy = memory_remedy(subject.config, part.name, parts)
+            with subject.team.agreeing(), explaining_memory(remedy):
+                found = part.compute(subject)
+            result.found[part.name] = found
         except Exception as error:  # noqa: BLE001 (whatever it is: a finished run is not lost)
             if part is parts[0] and not isinstance(error, Unavailable):
                 raise
-            result.unavailable[part.name] = why = why_null(error)
+            result.unavailable[part.name] = why = in_words(error)
             report(f"{part.name} is null: {why}")
         result.seconds[part.name] = time.perf_counter() - started
     return result
-
-
-def why_null(error: Exception) -> str:
-    """The message of an error, in a line; of one that was not foreseen its kind, too."""
-    text = in_a_line(error, 300)
-    foreseen = isinstance(error, Unavailable | UserError)
-    return text if foreseen else f"{type(error).__name__}: {text}"
 
 
 def memory_remedy(config: Config, step: str, parts: Sequence[Part] = PARTS) -> str:

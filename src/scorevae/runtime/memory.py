@@ -20,9 +20,14 @@ def explaining_memory(remedy: str | Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):  # says torch's CPU allocator
+        if not ran_out(error):
             raise
         reason = in_a_line(error) or "no memory left"
         advice = remedy if isinstance(remedy, str) else remedy()
         raise UserError(f"out of memory ({reason}); {advice}") from None
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error is a failed allocation, on a GPU or on the CPU."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)  # says torch's CPU allocator

@@ -1,4 +1,4 @@
-"""A training in several processes: its stage starts itself under torchrun, one for each device.
+"""A stage in several processes: it starts itself under torchrun, one for each device.
 
 ``SCOREVAE_PROCESSES=auto|N``; auto is the number of CUDA devices, and 1 on a CPU. A choice of the
 machine: it makes DVC train nothing again.

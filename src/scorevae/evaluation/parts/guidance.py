@@ -1,6 +1,7 @@
 """L2 and sharpness for each weight γ of ∇ ln q(z|x_t); γ = 0 is the prior alone."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from scorevae.evaluation.figures import Figure, lines
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
@@ -11,7 +12,8 @@ def compute(subject: Subject) -> Found:
     """Decode the same latents once for each γ."""
     settings, seed = subject.config.evaluate.guidance, subject.config.seed
     originals, z = subject.originals[: settings.images], subject.z[: settings.images]
-    trials = [attempt(subject.model, originals, z, gamma, seed) for gamma in settings.weights]
+    tried = partial(attempt, subject.model, originals, z, seed=seed)
+    trials = list(subject.team.map(tried, settings.weights))
     rows = [trial.record() for trial in trials]
     return Found(tables={"guidance": rows}, figures={"guidance": draw(trials)})
 

@@ -31,6 +31,7 @@ def compute(subject: Subject) -> Found:
             draws=settings.draws,
             batch=batch,
             seed=seed,
+            share=subject.team.map,
         )
         for name, system in subject.drawing.items()
     }
@@ -47,6 +48,7 @@ def compute(subject: Subject) -> Found:
             batch=batch,
             seed=seed,
             tolerance=ODE_TOLERANCE,
+            share=subject.team.map,
         ).bits_per_dimension()
         numbers[PRIOR] |= {"ode_bits_per_dim": ode.mean, "ode_bits_per_dim_error": ode.image_error}
     curves = {PRIOR: prior, **bounds}

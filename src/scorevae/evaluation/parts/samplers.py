@@ -6,7 +6,7 @@ difference between trials counts by its standard error.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -17,7 +17,7 @@ from scorevae.evaluation.figures import Figure, lines, logarithmic
 from scorevae.evaluation.metrics import l2_distances, sharpness, structural_similarity
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
 from scorevae.evaluation.report.tables import Row
-from scorevae.sampling import SAMPLERS, network_evaluations, steps_within
+from scorevae.sampling import SAMPLERS, Share, network_evaluations, steps_within
 from scorevae.shapes import Images, Latents
 
 WITHIN = 0.02  # of the best L2: what counts as no worse in any case
@@ -36,7 +36,7 @@ class Trial:
     l2: float
     ssim: float | None
     sharpness: float
-    seconds: float  # of decoding all images
+    seconds: float  # of decoding all images, in one process
     distances: tuple[float, ...] = field(repr=False)  # L2 of each image; not in tables
 
     def record(self) -> Row:
@@ -58,6 +58,7 @@ def compute(subject: Subject) -> Found:
         sampler_settings(settings.evaluations, settings.grids, config.sampling),
         guidance=config.reconstruct.guidance,
         seed=config.seed,
+        share=subject.team.map,
     )
     best, enough = min(trials, key=lambda trial: trial.l2), recommended(trials)
     note = (
@@ -100,16 +101,21 @@ def try_samplers(
     model: ScoreVAE,
     originals: Images,
     z: Latents,
-    settings: Iterable[SamplingConfig],
+    settings: Sequence[SamplingConfig],
     *,
     guidance: float,
     seed: int,
     report: Callable[[int], None] = lambda done: None,
+    share: Share = map,
 ) -> list[Trial]:
     """Decode the latents of the originals once for each of the settings."""
+
+    def tried(sampling: SamplingConfig) -> Trial:
+        return attempt(model.with_sampling(sampling), originals, z, guidance, seed)
+
     trials = []
-    for done, sampling in enumerate(settings, start=1):
-        trials.append(attempt(model.with_sampling(sampling), originals, z, guidance, seed))
+    for done, trial in enumerate(share(tried, settings), start=1):
+        trials.append(trial)
         report(done)
     return trials
 

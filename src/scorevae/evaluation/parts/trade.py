@@ -5,7 +5,8 @@ weighs ∇ ln q(z|x_t), the ODE draws no noise but x_1, and a mean of K draws ne
 nearest of all and smoothest (Blau & Michaeli 2018, arXiv 1711.06077).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from scorevae.autoencoders.table import BASELINE, SYSTEMS
@@ -13,9 +14,18 @@ from scorevae.evaluation.figures import Figure, lines
 from scorevae.evaluation.metrics import l2_distances, sharpness
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
 from scorevae.evaluation.report.tables import Row
-from scorevae.shapes import Images
+from scorevae.shapes import Groups, Images
 
 ODE = "dpm_solver_pp"
+
+
+class Way(NamedTuple):
+    """One way to turn z into an image; as a :class:`Point`."""
+
+    curve: str
+    setting: float
+    evaluations: int
+    images: Callable[[], Images]
 
 
 class Point(NamedTuple):
@@ -31,30 +41,37 @@ class Point(NamedTuple):
 def compute(subject: Subject) -> Found:
     """All curves for the first images, beside the baseline's point."""
     originals = subject.originals[: subject.config.evaluate.trade.images]
-    found = [
-        Point(curve, setting, cost, *judged(originals, images))
-        for curve, setting, cost, images in ways(subject, len(originals))
-    ]
+
+    def tried(way: Way) -> Point:
+        return Point(*way[:3], *judged(originals, way.images()))
+
+    found = list(subject.team.map(tried, list(ways(subject, len(originals)))))
     rows: list[Row] = [point._asdict() for point in found]
     return Found(tables={"trade": rows}, figures={"trade": draw(found)}, notes=notes(found))
 
 
-def ways(subject: Subject, count: int) -> Iterator[tuple[str, float, int, Images]]:
-    """Curve, setting, relative cost and images of every way, all from the same z and x_1."""
+def ways(subject: Subject, count: int) -> Iterator[Way]:
+    """Every way, all from the same z and x_1."""
     settings, seed, z = subject.config.evaluate.trade, subject.config.seed, subject.z[:count]
     model = subject.model
     for weight in settings.guidance:
         for tau in settings.noise_scales:
-            images = model.with_noise_scale(tau).decode(z, guidance=weight, seed=seed)
-            yield f"τ, γ = {weight:g}", tau, 1, images
+            decode = model.with_noise_scale(tau).decode
+            images = partial(decode, z, guidance=weight, seed=seed)
+            yield Way(f"τ, γ = {weight:g}", tau, 1, images)
     ode = model.with_sampling(model.sampling.model_copy(update={"sampler": ODE}))
     for tau in settings.noise_scales:
-        yield "τ, ODE", tau, 1, ode.with_noise_scale(tau).decode(z, seed=seed)
+        yield Way("τ, ODE", tau, 1, partial(ode.with_noise_scale(tau).decode, z, seed=seed))
     drawn = model.decode_draws(z, max(settings.means), seed=seed)
     for several in settings.means:
-        yield "mean of K draws", several, several, drawn[:, :several].mean(dim=1)
-    title = SYSTEMS[BASELINE].title
-    yield title, 1.0, 1, subject.reconstructed[BASELINE].images[:count]
+        yield Way("mean of K draws", several, several, partial(mean_of, drawn, several))
+    baseline = subject.reconstructed[BASELINE].images[:count]
+    yield Way(SYSTEMS[BASELINE].title, 1.0, 1, lambda: baseline)
+
+
+def mean_of(drawn: Groups, several: int) -> Images:
+    """The mean of the first draws for each z."""
+    return drawn[:, :several].mean(dim=1)
 
 
 def judged(originals: Images, images: Images) -> tuple[float, float]:

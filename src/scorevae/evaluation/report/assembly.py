@@ -47,12 +47,13 @@ def assemble(
     figures: Path,
     provenance: Provenance,
     images: int,
+    processes: int = 1,
 ) -> Report:
     """The page of one run on so many test images, with PNG out of the folder ``figures``.
 
     ``parts`` come in the order of the page, with what each found, None where it did not run; by
     their names, ``unavailable`` says why one that was switched on found nothing, ``seconds`` what
-    each cost.
+    each cost in so many ``processes``.
     """
     metrics = {k: v for part, _ in parts for k, v in part.metrics.items()} | SETTINGS
     cards, sections, off = [], [], []
@@ -69,7 +70,7 @@ def assemble(
         cautions += found.cautions
         lead = drawn(part, part.lead, figures) if part.lead in found.figures else lead
     notes = [f"Switched off in params.yaml: {', '.join(off)}."] if off else []
-    sections.append(Section("Costs", tables=[_costs(seconds)], notes=notes))
+    sections.append(Section("Costs", tables=[_costs(seconds, processes)], notes=notes))
     title = f"{SYSTEMS[MODEL].title} on {config.preset}"
     return Report(
         title,
@@ -126,9 +127,10 @@ def cards_of(part: Part, found: Found) -> list[Card]:
     return cards
 
 
-def _costs(seconds: Mapping[str, float]) -> Table:
+def _costs(seconds: Mapping[str, float], processes: int) -> Table:
     rows = [(Label(name.replace("_", " ")), Number(cost, 1)) for name, cost in seconds.items()]
-    return Table("Parts of the evaluation", ["Part", "Time, s"], rows)
+    note = f"In {processes} processes, which divide what is drawn." if processes > 1 else ""
+    return Table("Parts of the evaluation", ["Part", "Time, s"], rows, note)
 
 
 def summary(config: Config, images: int) -> str:
