@@ -1,0 +1,105 @@
+"""One pass of ScoreVAE against a VAE, at one number of evaluations: L2 and sharpness by γ and τ.
+
+    python benchmarks/one_pass.py --data data/cifar10_small --models FOLDER --vae FILE
+
+No run is needed: a folder with the weights of a prior and an encoder, the weights of a VAE, and
+what download wrote. What is drawn is kept in --kept, batch by batch; the same command goes on from
+there. Writes a table (CSV): the VAE's row, then one for each pair of γ and τ.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import click
+from common import DOCS
+from torch import Tensor
+
+from scorevae import VAE, ScoreVAE
+from scorevae.data.arrays import load_split, to_tensor, to_unit_range
+from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio, sharpness
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.networks.vae import load_vae
+from scorevae.runtime.files import replacing
+from scorevae.runtime.state import BatchFolder
+
+PATH = click.Path(path_type=Path)
+BATCH = 20
+
+
+def judged(
+    name: str, originals: Tensor, images: Tensor, posterior: DiagonalGaussian, against: Tensor
+) -> dict[str, Any]:
+    """A row: L2 and how far it is from another's, image by image, PSNR, sharpness, rate."""
+    distances = l2_distances(originals, images)
+    (l2, l2_se), (further, further_se) = mean(distances), mean(distances - against)
+    row = {
+        "system": name,
+        "images": len(originals),
+        "l2": f"{l2:.4f}",
+        "l2_se": f"{l2_se:.4f}",
+        "l2_over_vae": f"{further:.4f}",
+        "l2_over_vae_se": f"{further_se:.4f}",
+        "psnr": f"{peak_signal_to_noise_ratio(originals, images):.3f}",
+        "sharpness": f"{sharpness(originals, images):.4f}",
+        "rate_nats": f"{posterior.kl_to_standard_normal().mean().item():.1f}",
+    }
+    click.echo(row)
+    return row
+
+
+def mean(values: Tensor) -> tuple[float, float]:
+    """And its standard error."""
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=PATH, required=True, help="folder that download wrote")
+@click.option("--models", type=PATH, required=True, help="prior.safetensors, encoder.safetensors")
+@click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
+@click.option("--images", default=1000, help="the first test images")
+@click.option("--guidance", default="1.4", help="γ, comma-separated")
+@click.option("--noise-scale", default="0.8", help="τ, comma-separated")
+@click.option("--steps", default=20, help="network evaluations for one image")
+@click.option("--kept", type=PATH, default=Path("one_pass"), help="folder of what was drawn")
+@click.option("--output", type=PATH, default=DOCS / "one_pass.csv")
+def main(
+    data: Path,
+    models: Path,
+    vae_path: Path,
+    images: int,
+    guidance: str,
+    noise_scale: str,
+    steps: int,
+    kept: Path,
+    output: Path,
+) -> None:
+    """Draw, compare."""
+    trained = load_vae(vae_path)
+    test = load_split(data, "test", trained.header.image, images)
+    x = to_unit_range(to_tensor(test.images))
+    vae = VAE(trained)
+    posterior = vae.encode(x)
+    blurred = vae.decode(posterior.mean)
+    against = l2_distances(x, blurred)
+    rows = [judged("VAE", x, blurred, posterior, against)]
+    for gamma in map(float, guidance.split(",")):
+        for tau in map(float, noise_scale.split(",")):
+            model = ScoreVAE.load(models, batch=BATCH).with_noise_scale(tau)
+            model = model.with_sampling(model.sampling.model_copy(update={"steps": steps}))
+            name, posterior = f"ScoreVAE γ {gamma:g} τ {tau:g}", model.encode(x)
+            drawn = model.decode(
+                posterior.mean,
+                guidance=gamma,
+                report=lambda done: click.echo(f"{done} images", err=True),
+                kept=BatchFolder(kept).of(f"{images},{gamma:g},{tau:g},{steps}"),
+            )
+            rows.append(judged(name, x, drawn, posterior, against))
+            with replacing(output) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
