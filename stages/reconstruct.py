@@ -40,12 +40,12 @@ def main(params: Path, data: Path, models: Path, output: Path, decoding: Path) -
     spread()
     settings, sampling, preset = config.reconstruct, config.sampling, config.selected
     images = load_split(data, "test", preset.data.image, preset.test_images).images
-    weights = weight_files(models, config)
-    inputs = [data, *weights, *code_of("reconstruct")]
-    key = state_key([config.seed, settings, sampling, len(images)], inputs)
     remedy = f"lower reconstruct.batch ({settings.batch})"
     with team() as processes:
         systems = {name: row.load(models, config) for name, row in systems_of(config).items()}
+        weights = weight_files(models, config)
+        inputs = [data, *weights, *code_of("reconstruct")]
+        key = state_key([config.seed, settings, sampling, len(images)], inputs)
         state = (
             resumable("reconstruct", key, repeats=True)
             if processes.writes  # it holds the state for all
