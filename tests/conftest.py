@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
@@ -60,6 +61,9 @@ UNAVOIDABLE = (
 )
 
 
+UNPACKS_TARS = hasattr(tarfile, "data_filter")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let unavoidable warnings pass; every other one is an error. Hang up as in a terminal."""
     for line in UNAVOIDABLE:
@@ -70,6 +74,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow ones first, so that no process waits long for the last of them."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Skip what reads a tar under Python 3.11.0 to 3.11.3, which cannot do so safely."""
+    try:
+        return (yield)
+    except BaseException as error:  # a failure of pytest's is no Exception
+        if UNPACKS_TARS or "Python 3.11.4 or newer unpacks it" not in str(error):
+            raise
+        pytest.skip("this Python's tarfile would write anywhere: no tar is read")
 
 
 @pytest.fixture(params=["vp", "subvp", "ve"])

@@ -41,7 +41,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(source)
     sdist = uv_build.build_sdist(str(tmp_path))
     with tarfile.open(tmp_path / sdist) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # it is our own
+        archive.extractall(tmp_path / "unpacked", **safely)
     monkeypatch.chdir(next((tmp_path / "unpacked").iterdir()))
     return tmp_path / uv_build.build_wheel(str(tmp_path))
 
