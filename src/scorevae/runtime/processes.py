@@ -85,8 +85,10 @@ def _torchrun(count: int, folder: Path) -> int:
         return 1
     except ChildFailedError as error:
         failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        if 0 not in failures:
-            raise UserError(_told(folder, min(failures))) from None
+        others = [rank for rank in failures if rank]
+        # Where torchrun was the quicker to notice, the first one was ended without a word.
+        if failures.get(0, 0) <= 0 and others:
+            raise UserError(_told(folder, min(others))) from None
         return failures[0] if failures[0] > 0 else 1
     return 0
 
