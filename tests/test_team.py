@@ -322,6 +322,7 @@ except UserError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.faults  # of the launcher, whose end races with that of the processes
 @pytest.mark.parametrize(("how", "code", "output", "errors"), [
     ("works", 0, "[0, 1, 2, 3, 4] 2\n", []),
     ("fails", 1, "", ["Error: of an item"]),
