@@ -197,6 +197,7 @@ class Stepper:
         self._parameters = list(module.parameters())
         self._objective, self._clip = objective, settings.clip
         self._accumulate = settings.accumulate
+        self._graphs = compiled and replaying()
         self._accelerator = accelerator
         bf16 = settings.precision == "bf16"
         self._loss = LossModule(module, objective, bf16=bf16, compiled=compiled)
@@ -234,8 +235,9 @@ class Stepper:
 
         The parts are rows of what was drawn for the whole batch, whose strata of times they are.
         """
-        self.optimizer.zero_grad()  # before it: CUDA graphs write the gradients where they were
-        torch.compiler.cudagraph_mark_step_begin()
+        self.optimizer.zero_grad()
+        if self._graphs:  # which write the gradients where they were; it imports the compiler
+            torch.compiler.cudagraph_mark_step_begin()
         means: dict[str, Tensor] = {}
         rows = len(x_0) // self._accumulate
         for part in range(self._accumulate):
