@@ -141,8 +141,8 @@ ALONE = Team()
 def team() -> Iterator[Team]:
     """The processes that torchrun has started, each on a device of its own; or this one alone.
 
-    They agree (:meth:`Team.agreeing`) on how the block ends. The first one then ends first, with
-    the last word: whoever ends by an error before it would have torchrun kill it.
+    They agree (:meth:`Team.agreeing`) on how the block ends. After an error the first one ends
+    first, with the last word: whoever ends so before it would have torchrun kill it.
     """
     if "LOCAL_RANK" not in os.environ or (count := int(os.environ["WORLD_SIZE"])) == 1:
         yield ALONE
@@ -157,8 +157,10 @@ def team() -> Iterator[Team]:
             yield found
     except Exception as error:  # noqa: BLE001 (whatever it is: it is raised at the end)
         failure = error
+    if failure is None:
+        dist.destroy_process_group()  # or its threads may end the process by SIGABRT
+        return
     if not found.writes:
         with suppress(RuntimeError):  # nothing is sent: the connection ends with the process
             dist.recv(torch.zeros(1), src=0)
-    if failure is not None:
-        raise failure
+    raise failure
