@@ -1,6 +1,8 @@
 """What the benchmarks share: a trained pipeline's files, and a training that records L2."""
 
+import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from scorevae.config import Config, load_config
 from scorevae.data.arrays import Split, load_split, to_tensor, to_unit_range
+from scorevae.runtime.files import replacing
 
 DOCS = ROOT / "docs"
 
@@ -37,6 +40,14 @@ def open_trained() -> Trained:
         to_unit_range(to_tensor(test.images)),
         ROOT / "models" / config.preset,
     )
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A table (CSV), whole after every row of a long measurement."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class NoState:

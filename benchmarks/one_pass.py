@@ -7,12 +7,11 @@ what download wrote. What is drawn is kept in --kept, batch by batch; the same c
 there. Writes a table (CSV): the VAE's row, then one for each pair of γ and τ.
 """
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import click
-from common import DOCS
+from common import DOCS, write_rows
 from torch import Tensor
 
 from scorevae import VAE, ScoreVAE
@@ -20,7 +19,6 @@ from scorevae.data.arrays import load_split, to_tensor, to_unit_range
 from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio, sharpness
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.vae import load_vae
-from scorevae.runtime.files import replacing
 from scorevae.runtime.state import BatchFolder
 
 PATH = click.Path(path_type=Path)
@@ -95,10 +93,7 @@ def main(
                 kept=BatchFolder(kept).of(f"{images},{gamma:g},{tau:g},{steps}"),
             )
             rows.append(judged(name, x, drawn, posterior, against))
-            with replacing(output) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(output, rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ network told the index of diffusers in place of the log-SNR. Two seeds of each t
 much such a number varies.
 """
 
-import csv
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from typing import Any
 import click
 import torch
 import yaml
-from common import DOCS, ROOT, Trained, open_trained
+from common import DOCS, ROOT, Trained, open_trained, write_rows
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
@@ -38,7 +37,6 @@ from scorevae.autoencoders.score_vae import ScoreVAE
 from scorevae.config import read_tree
 from scorevae.data.arrays import to_tensor
 from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio, sharpness
-from scorevae.runtime.files import replacing
 
 SEEDS = range(4)  # of the sampler
 TRAININGS = range(2)  # seeds of a prior and its encoder
@@ -222,10 +220,7 @@ def main(other: Path | None, equal_terms: bool, images: int | None, output: Path
             further = study(trained, Path(folder))
         for row in further:
             rows.append(row)
-            with replacing(output) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(output, rows)
 
 
 if __name__ == "__main__":
