@@ -54,12 +54,12 @@ class LossModule(nn.Module):
         self.bf16 = bf16
         self._frozen, self._trained = objective.frozen, self._means
         self._compiled: list[Compiled[Any, Any]] = []
+        self.graphs = compiled and replaying()
         if compiled:
-            graphs = replaying()
             frozen = Compiled(  # those of others may break
-                objective.frozen, "frozen networks", whole=False, graphs=graphs
+                objective.frozen, "frozen networks", whole=False, graphs=self.graphs
             )
-            trained = Compiled(self._means, "loss", graphs=graphs)
+            trained = Compiled(self._means, "loss", graphs=self.graphs)
             self._frozen, self._trained = frozen, trained
             self._compiled = [frozen, trained]
 
@@ -197,7 +197,6 @@ class Stepper:
         self._parameters = list(module.parameters())
         self._objective, self._clip = objective, settings.clip
         self._accumulate = settings.accumulate
-        self._graphs = compiled and replaying()
         self._accelerator = accelerator
         bf16 = settings.precision == "bf16"
         self._loss = LossModule(module, objective, bf16=bf16, compiled=compiled)
@@ -236,7 +235,7 @@ class Stepper:
         The parts are rows of what was drawn for the whole batch, whose strata of times they are.
         """
         self.optimizer.zero_grad()
-        if self._graphs:  # which write the gradients where they were; it imports the compiler
+        if self._loss.graphs:  # which write the gradients where they were; it imports the compiler
             torch.compiler.cudagraph_mark_step_begin()
         means: dict[str, Tensor] = {}
         rows = len(x_0) // self._accumulate
