@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from oracles import vector
 from tiny import EVALUATE, tiny_config, write_encoder, write_prior, write_vae
 from torch import nn
 
+from scorevae.autoencoders.drawing import DiffusionSystem
 from scorevae.autoencoders.table import BASELINE, MODEL
 from scorevae.config import read_tree
 from scorevae.data.arrays import Split, to_tensor
@@ -29,6 +31,7 @@ from scorevae.evaluation.stage import Analysis, Outputs, analyse, evaluate
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.randomness import make_generator
 from scorevae.reconstructions import Reconstructions, save
+from scorevae.shapes import Images
 
 pytestmark = pytest.mark.usefixtures("closed_figures")
 
@@ -212,7 +215,9 @@ def test_distances_are_of_three_sets(found: Analysis) -> None:
 def test_without_labels_the_rest_goes_on(tmp_path: Path, labels: np.ndarray | None) -> None:
     """Catches an evaluation that ends where there is nothing to tell apart, or is silent."""
     said = []
-    found = analyse(subject(tmp_path, labels), PARTS, said.append)
+    decoding = {"samplers", "guidance", "trade", "draws", "interpolations", "samples"}  # no label
+    asked = [part for part in PARTS if part.name not in decoding]
+    found = analyse(subject(tmp_path, labels), asked, said.append)
     without = {"probes", "edits", "classifier_distances", "inception_distances"}
     assert set(found.unavailable) == without
     assert all(any(name in line and "null" in line for line in said) for name in without)
@@ -379,6 +384,67 @@ def test_classifiers_are_sized_by_what_they_judge(
     comparison.open_judges(few)
     _ = few.feature_classifier
     assert [*asked, len(few.probed.images)] == 3 * [2 * parts.PER_JUDGED]
+
+
+@pytest.mark.parametrize(
+    ("asked", "evaluated", "least", "count"),
+    [
+        (20, 360, 1, 20),
+        (20, 80, 1, 10),
+        (20, 15, 1, 1),
+        (20, 7, 1, 1),
+        (20, 7, 2, 2),
+        (1, 7, 2, 1),
+    ],
+)
+def test_few_are_looked_at(asked: int, evaluated: int, least: int, count: int) -> None:
+    """Catches minutes of decoding for numbers of ten images."""
+    assert parts.looked_at(asked, evaluated, least) == count
+
+
+@pytest.mark.parametrize(
+    ("asked", "evaluated", "count"), [(20, 360, 20), (20, 16, 2), (1, 16, 1), (20, 15, 0)]
+)
+def test_a_study_of_one_image(asked: int, evaluated: int, count: int) -> None:
+    """Catches settings that are compared on a single image, unless it is asked for."""
+    assert parts.studied(asked, evaluated) == count
+
+
+@pytest.mark.parametrize("name", ["samplers", "guidance", "trade"])
+def test_studies_of_few_images_are_null(tmp_path: Path, name: str) -> None:
+    """Catches one that is silent about it, and a report without the reason."""
+    whole = subject(tmp_path)
+    few = replace(whole, test=Split(whole.test.images[:15], LABELS[:15]))
+    found = analyse(few, [part for part in PARTS if part.name == name], lambda part: None)
+    assert found.unavailable == {name: f"{name}: 15 images evaluated, 16 are the least"}
+
+
+@pytest.mark.parametrize(
+    "name", ["samplers", "guidance", "trade", "draws", "edits", "interpolations"]
+)
+def test_they_look_at_an_eighth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Catches a part that decodes in many ways as many images as it is asked for."""
+    drawn: list[int] = []
+    draw = DiffusionSystem._draw
+
+    def counting(
+        self: DiffusionSystem, score: Any, x_1: Images, *others: Any, **more: Any
+    ) -> Images:  # noqa: ANN401
+        drawn.append(len(x_1))
+        return draw(self, score, x_1, *others, **more)
+
+    monkeypatch.setattr(DiffusionSystem, "_draw", counting)
+    (studied,) = (part for part in PARTS if part.name == name)
+    totals = []
+    for images in (30, 8, 4):  # of 64
+        drawn.clear()
+        folder = tmp_path / str(images)
+        folder.mkdir()
+        studied.compute(subject(folder, **{f"evaluate.{name}.images": images}))
+        totals.append(sum(drawn))
+    assert totals[0] == totals[1] > totals[2] > 0
 
 
 @pytest.mark.parametrize(

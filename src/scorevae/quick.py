@@ -17,7 +17,7 @@ TRAINING_SECONDS = 4.0  # of each of the four trainings
 VALIDATION_SECONDS = 2.0  # of each of their test losses
 DECODING_SECONDS = 23.0  # of all images that reconstruct and evaluate draw
 STEP_SECONDS = 0.03  # of a step of training, however small the network
-DECODINGS = 60  # of each evaluated image, in all parts of evaluate
+DECODINGS = 40  # of an image that the parts of evaluate are given, about
 UNKNOWN_PRIOR = 12e9  # operations of a pretrained prior, whose size its file alone tells
 
 

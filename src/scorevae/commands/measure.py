@@ -8,6 +8,7 @@ from torch import nn
 
 from scorevae.autoencoders.devices import default_device
 from scorevae.config import Config, EvaluateConfig, TrainingConfig
+from scorevae.evaluation.part import looked_at, studied
 from scorevae.networks.encoder import EncoderHeader
 from scorevae.networks.prior import PriorHeader
 from scorevae.networks.vae import VAEHeader
@@ -115,23 +116,27 @@ def evaluation_seconds(config: Config, images: int, times: Times) -> float:
 
 def _drawn(evaluate: EvaluateConfig, images: int) -> int:
     """Images that the parts draw with the sampler of the run."""
-    guidance, trade = min(images, evaluate.guidance.images), min(images, evaluate.trade.images)
+    guidance, trade = (
+        studied(evaluate.guidance.images, images),
+        studied(evaluate.trade.images, images),
+    )
     ways = len(evaluate.trade.guidance) + 1  # and the ODE
     return (
         guidance * len(evaluate.guidance.weights)
         + trade * (ways * len(evaluate.trade.noise_scales) + max(evaluate.trade.means))
-        + 2 * evaluate.interpolations.images * evaluate.interpolations.steps
-        + min(images, evaluate.edits.images) * len(evaluate.edits.strengths)
-        + min(images, evaluate.draws.images) * evaluate.draws.count
+        + 2 * looked_at(evaluate.interpolations.images, images) * evaluate.interpolations.steps
+        + looked_at(evaluate.edits.images, images, 2) * len(evaluate.edits.strengths)
+        + looked_at(evaluate.draws.images, images) * evaluate.draws.count
         + 2 * min(images, evaluate.shuffled.images)
         + (2 * evaluate.quality.images if images >= evaluate.quality.images else 0)  # null then
-        + 2 * evaluate.figure_images * min(evaluate.figure_images, 8)
+        + 2 * min(images, evaluate.figure_images * min(evaluate.figure_images, 8))
     )
 
 
 def _tried(evaluate: EvaluateConfig, images: int) -> int:
     """Evaluations of the networks beside: the study of samplers, and the bounds."""
     samplers, likelihood = evaluate.samplers, evaluate.likelihood
-    studied = min(images, samplers.images) * len(samplers.grids) * 6 * sum(samplers.evaluations)
+    settings = len(samplers.grids) * 6 * sum(samplers.evaluations)
+    tried = settings * studied(samplers.images, images)
     bounded = min(images, likelihood.images) * likelihood.repeats * likelihood.draws
-    return studied + bounded + ODE_EVALUATIONS * min(images, likelihood.ode_images)
+    return tried + bounded + ODE_EVALUATIONS * looked_at(likelihood.ode_images, images)

@@ -40,6 +40,7 @@ CHUNK = 1000  # images whose kernels are held at once
 WIDTHS = (32, 64)  # of the first convolution, and of all others
 FEATURES = 64
 BATCH = 128
+FEWEST_IN_BATCH = 32  # where there are few: at least eight batches make a pass
 PASSES = 20  # most of them through the training images, but for FEWEST_STEPS
 FEWEST_STEPS = 60
 LEARNING_RATE = 3e-3
@@ -207,9 +208,10 @@ def train_feature_classifier(
     outputs = labels.shape[1] if classes is None else len(classes)
     with global_seed(seed, "quality", "weights"):
         network = SmallClassifier(images.shape[1], images.shape[2], outputs).to(device)
-    enough = max(FEWEST_STEPS, PASSES * len(images) // BATCH)
+    batch = min(BATCH, max(FEWEST_IN_BATCH, len(images) // 8))
+    enough = max(FEWEST_STEPS, PASSES * len(images) // batch)
     known = torch.from_numpy(targets).to(device)
-    _fit(network, images.to(device), known, min(steps, enough), rng)
+    _fit(network, images.to(device), known, min(steps, enough), batch, rng)
 
     @torch.no_grad()
     def run(module: Callable[[AnyImages], Features], x: AnyImages) -> Features:
@@ -230,13 +232,18 @@ def train_feature_classifier(
 
 
 def _fit(
-    network: nn.Module, images: AnyImages, targets: Tensor, steps: int, rng: np.random.Generator
+    network: nn.Module,
+    images: AnyImages,
+    targets: Tensor,
+    steps: int,
+    batch: int,
+    rng: np.random.Generator,
 ) -> None:
     """Adam with a rate that falls to zero, on random batches; no other randomness."""
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        rows = torch.from_numpy(rng.integers(0, len(images), BATCH)).to(images.device)
+        rows = torch.from_numpy(rng.integers(0, len(images), batch)).to(images.device)
         logits = network(images[rows])
         if targets.ndim == 1:
             loss = cross_entropy(logits, targets[rows])

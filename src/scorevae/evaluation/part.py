@@ -32,6 +32,21 @@ from scorevae.shapes import AnyImages, Images, Latents
 # Training images for each one that a classifier then judges. With 10 to judge, 5,000 to learn from
 # would be minutes for a number that is right to a tenth.
 PER_JUDGED = 25
+# Evaluated images for each one that is decoded tens of times: all parts together then draw a few
+# times what reconstruct did, however few images there are.
+PER_STUDIED = 8
+FEWEST_STUDIED = 2  # of which a difference between settings can be told from noise
+
+
+def looked_at(limit: int, evaluated: int, least: int = 1) -> int:
+    """Images that are decoded tens of times: at most so many, fewer where few are evaluated."""
+    return min(limit, max(least, evaluated // PER_STUDIED))
+
+
+def studied(limit: int, evaluated: int) -> int:
+    """Those of a study of settings; 0 where it would be of one image."""
+    return min(limit, evaluated // PER_STUDIED) if evaluated >= PER_STUDIED * FEWEST_STUDIED else 0
+
 
 Numbers = dict[str, dict[str, float | int | None]]  # by system, or what stands beside them
 
@@ -109,6 +124,21 @@ class Subject:
     def worth(self, limit: int) -> int:
         """At most so many training images for a classifier, fewer where it judges few images."""
         return min(limit, PER_JUDGED * len(self.test.images))
+
+    def looked_at(self, limit: int, least: int = 1) -> int:
+        """How many of the evaluated images are decoded tens of times; see :func:`looked_at`."""
+        return looked_at(limit, len(self.originals), least)
+
+    def studied(self, limit: int, part: str) -> int:
+        """How many of them a study of settings decodes in every one.
+
+        Raises:
+            Unavailable: too few are evaluated; names the part that asks.
+        """
+        if count := studied(limit, len(self.originals)):
+            return count
+        least = PER_STUDIED * FEWEST_STUDIED
+        raise Unavailable(f"{part}: {len(self.originals)} images evaluated, {least} are the least")
 
     def training_rows(self, limit: int) -> np.ndarray:
         """At most so many training images, drawn without replacement, in ascending order."""

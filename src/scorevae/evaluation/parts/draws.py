@@ -24,17 +24,18 @@ from scorevae.shapes import Groups, Images, Latents
 def compute(subject: Subject) -> Found:
     """Draw for the first images from every system, and show four of the model's."""
     settings, config = subject.config.evaluate.draws, subject.config
-    originals = subject.originals[: settings.images]
+    count = subject.looked_at(settings.images)
+    originals = subject.originals[:count]
     numbers: Numbers = {}
     for name, system in subject.systems.items():
         noise = make_generator("cpu", config.seed, "draws", "z")
-        z = subject.reconstructed[name].posterior.sample(noise)[: settings.images]
+        z = subject.reconstructed[name].posterior.sample(noise)[:count]
         drawn = draws_of(system, z, config)
         found = spread(originals, drawn)
         numbers[name] = {metric: getattr(found, metric) for metric in METRICS}
         if name == MODEL:
             figure = draw(originals[:SHOWN], drawn[:SHOWN, :COLUMNS], found)
-    return Found(numbers, figures={"draws": figure})
+    return Found(numbers, figures={"draws": figure}, notes=[f"Images: {count}."])
 
 
 def draws_of(system: System, z: Latents, config: Config) -> Groups:

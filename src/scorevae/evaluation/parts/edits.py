@@ -25,7 +25,7 @@ def compute(subject: Subject) -> Found:
     settings, config = subject.config.evaluate.edits, subject.config
     direction = class_direction(subject.z_probed)
     labels = label_column(labelled(subject.z, subject.test.labels).labels)
-    rows = rows_to_edit(labels, direction, settings.images)
+    rows = rows_to_edit(labels, direction, subject.looked_at(settings.images, least=2))
     z, weight = edit(subject.z[rows], direction, settings.strengths), config.reconstruct.guidance
     edited = subject.model.decode_groups(z, guidance=weight, seed=config.seed)
     known, steps = subject.probed, config.evaluate.quality.steps

@@ -11,11 +11,13 @@ from scorevae.evaluation.parts.samplers import COLUMNS, Trial, as_shown, attempt
 def compute(subject: Subject) -> Found:
     """Decode the same latents once for each γ."""
     settings, seed = subject.config.evaluate.guidance, subject.config.seed
-    originals, z = subject.originals[: settings.images], subject.z[: settings.images]
+    count = subject.studied(settings.images, "guidance")
+    originals, z = subject.originals[:count], subject.z[:count]
     tried = partial(attempt, subject.model, originals, z, seed=seed)
     trials = list(subject.team.map(tried, settings.weights))
     rows = [trial.record() for trial in trials]
-    return Found(tables={"guidance": rows}, figures={"guidance": draw(trials)})
+    looked_at = [f"Images: {count}."]
+    return Found(tables={"guidance": rows}, figures={"guidance": draw(trials)}, notes=looked_at)
 
 
 def draw(trials: Sequence[Trial]) -> Figure:

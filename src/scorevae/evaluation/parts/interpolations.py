@@ -15,9 +15,9 @@ from scorevae.shapes import Groups, Images
 def compute(subject: Subject) -> Found:
     """Decode both paths of every pair."""
     settings, config = subject.config.evaluate.interpolations, subject.config
-    pairs = subject.first(2 * settings.images, "interpolations")
-    first, second = pairs.split(settings.images)
-    start, end = subject.z[: 2 * settings.images].split(settings.images)
+    count = subject.looked_at(settings.images)
+    first, second = subject.first(2 * count, "interpolations").split(count)
+    start, end = subject.z[: 2 * count].split(count)
     paths = [path(start, end, settings.steps) for path in (line, arc)]
     weight = config.reconstruct.guidance
     decoded = [subject.model.decode_groups(z, guidance=weight, seed=config.seed) for z in paths]

@@ -41,7 +41,7 @@ def compute(subject: Subject) -> Found:
     numbers[PRIOR] = {k: v for k, v in _bits(prior).items() if k != "bits_rate"}
     if settings.ode_images > 0:
         ode = ode_log_likelihood(
-            x_0[: settings.ode_images],
+            x_0[: subject.looked_at(settings.ode_images)],
             sde=model.sde,
             prior=model.posterior.prior,
             repeats=1,

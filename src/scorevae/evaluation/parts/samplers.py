@@ -50,11 +50,12 @@ COLUMNS = tuple(column.name for column in fields(Trial) if column.name != "dista
 def compute(subject: Subject) -> Found:
     """Try every sampler on every grid, and say which is enough."""
     config, settings = subject.config, subject.config.evaluate.samplers
+    count = subject.studied(settings.images, "samplers")
     subject.model.decode(subject.z[:1])  # what happens once only: no trial is to pay for it
     trials = try_samplers(
         subject.model,
-        subject.originals[: settings.images],
-        subject.z[: settings.images],
+        subject.originals[:count],
+        subject.z[:count],
         sampler_settings(settings.evaluations, settings.grids, config.sampling),
         guidance=config.reconstruct.guidance,
         seed=config.seed,

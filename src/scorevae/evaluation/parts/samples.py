@@ -8,10 +8,10 @@ TITLE = SYSTEMS[MODEL].title
 
 
 def compute(subject: Subject) -> Found:
-    """Two grids as wide as the other figures."""
+    """Two grids as wide as the other figures, of no more images than are evaluated."""
     config, model = subject.config, subject.model
     columns, weight = config.evaluate.figure_images, config.reconstruct.guidance
-    count = columns * min(columns, 8)
+    count = min(columns * min(columns, 8), len(subject.originals))
     prior = model.sample_prior(count, seed=config.seed)
     samples = model.sample(count, guidance=weight, seed=config.seed)
     return Found(

@@ -40,14 +40,16 @@ class Point(NamedTuple):
 
 def compute(subject: Subject) -> Found:
     """All curves for the first images, beside the baseline's point."""
-    originals = subject.originals[: subject.config.evaluate.trade.images]
+    count = subject.studied(subject.config.evaluate.trade.images, "trade")
+    originals = subject.originals[:count]
 
     def tried(way: Way) -> Point:
         return Point(*way[:3], *judged(originals, way.images()))
 
     found = list(subject.team.map(tried, list(ways(subject, len(originals)))))
     rows: list[Row] = [point._asdict() for point in found]
-    return Found(tables={"trade": rows}, figures={"trade": draw(found)}, notes=notes(found))
+    told = [f"Images: {count}.", *notes(found)]
+    return Found(tables={"trade": rows}, figures={"trade": draw(found)}, notes=told)
 
 
 def ways(subject: Subject, count: int) -> Iterator[Way]:
