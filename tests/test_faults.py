@@ -97,7 +97,8 @@ RARER = [pytest.param(n, marks=pytest.mark.faults) for n in (signal.SIGTERM, sig
 @pytest.mark.parametrize("number", [signal.SIGKILL, *RARER])
 def test_reconstruct_goes_on_after_the_last_batch(workspace: Path, number: signal.Signals) -> None:
     """Catches batches drawn anew, and other images than those of an uninterrupted run."""
-    set_params(**{"reconstruct.batch": 20, "protocols.default.steps": 20})
+    small = {"presets.digits.test_images": 100, "protocols.default.steps": 20}
+    set_params(**small, **{"reconstruct.batch": 20})
     shutil.rmtree("results/digits/reconstructions")
     attempt = start("reconstruct")
     kept = first("state/reconstruct/*/scorevae.0-20.npy", attempt)
