@@ -147,6 +147,9 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
         system = SYSTEMS[name]
         own = {phase: falling[phase] for phase in system.phases if phase in falling}
         values["falling_percent"] = max(own.values(), default=None)
+        if not own:
+            why = "the test loss was measured fewer than twice"
+            reasons.setdefault("falling_percent", why)
         for phase, percent in own.items():
             if percent > FINISHED:
                 notes.append(
