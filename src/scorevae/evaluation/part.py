@@ -157,10 +157,20 @@ class Subject:
             self.train, self.worth(settings.train_images), settings.steps, self.config.seed
         )
 
+    @property
+    def shown_samples(self) -> int:
+        """In a grid as wide as the other figures: no more than images are evaluated."""
+        columns = self.config.evaluate.figure_images
+        return min(columns * min(columns, 8), len(self.originals))
+
     @cached_property
     def generated(self) -> dict[str, AnyImages]:
-        """Samples of the model and of the prior, and as many training images."""
-        config, count = self.config, self.config.evaluate.quality.images
+        """Samples of the model and of the prior, and as many training images.
+
+        As many as are compared with test images, or shown, whichever is more.
+        """
+        config, compared = self.config, self.config.evaluate.quality.images
+        count = max(self.shown_samples, compared if compared <= len(self.originals) else 0)
         weight, rows = config.reconstruct.guidance, self.training_rows(count)
         return {
             MODEL: self.model.sample(count, guidance=weight, seed=config.seed),

@@ -23,10 +23,11 @@ def by_inception(subject: Subject) -> Found:
 
 
 def _compare(subject: Subject, features: FeatureFn, frechet: str, kernel: str) -> Found:
-    reference = subject.first(subject.config.evaluate.quality.images, "sample quality")
+    count = subject.config.evaluate.quality.images
+    reference = subject.first(count, "sample quality")
     numbers: Numbers = {}
     for name in SETS:
-        both = distances(features, subject.generated[name], reference)
+        both = distances(features, subject.generated[name][:count], reference)
         numbers[name] = dict(zip((frechet, kernel), both, strict=True))
     return Found(numbers)
 

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scorevae.errors import Unavailable
-from scorevae.evaluation.features import train_feature_classifier
 from scorevae.evaluation.figures import Figure, image_rows, label_name, name_columns
 from scorevae.evaluation.metrics import Classifier
 from scorevae.evaluation.part import Caption, Columns, Found, Part, Subject
@@ -28,9 +27,7 @@ def compute(subject: Subject) -> Found:
     rows = rows_to_edit(labels, direction, subject.looked_at(settings.images, least=2))
     z, weight = edit(subject.z[rows], direction, settings.strengths), config.reconstruct.guidance
     edited = subject.model.decode_groups(z, guidance=weight, seed=config.seed)
-    known, steps = subject.probed, config.evaluate.quality.steps
-    classifier = train_feature_classifier(known, len(known.images), steps, config.seed)
-    shares = share_of_target(classifier.predict, edited, direction)
+    shares = share_of_target(subject.feature_classifier.predict, edited, direction)
     pairs = zip(settings.strengths, shares, strict=True)
     table: Rows = [{"strength": s, "share_of_target": share} for s, share in pairs]
     # A few of the first rows and as many of the second half: some of either class.

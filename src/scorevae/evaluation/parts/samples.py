@@ -8,12 +8,9 @@ TITLE = SYSTEMS[MODEL].title
 
 
 def compute(subject: Subject) -> Found:
-    """Two grids as wide as the other figures, of no more images than are evaluated."""
-    config, model = subject.config, subject.model
-    columns, weight = config.evaluate.figure_images, config.reconstruct.guidance
-    count = min(columns * min(columns, 8), len(subject.originals))
-    prior = model.sample_prior(count, seed=config.seed)
-    samples = model.sample(count, guidance=weight, seed=config.seed)
+    """Two grids."""
+    columns, count = subject.config.evaluate.figure_images, subject.shown_samples
+    prior, samples = (subject.generated[name][:count] for name in ("prior", MODEL))
     return Found(
         figures={
             "prior_samples": image_grid(prior, columns, "samples of the diffusion prior"),
