@@ -1,5 +1,6 @@
 """Shapes checked while the tests run, isolation of every test, and the three processes."""
 
+import functools
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 # Each of pytest's processes has a core to itself; so do those that tests start, for the same bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -32,7 +34,33 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     hints = function.__annotations__
     function.__annotations__ = {name: hint for name, hint in hints.items() if checkable(hint)}
-    return beartype(function, conf=TOWER)
+    check = beartype(function, conf=TOWER)
+
+    @functools.wraps(check)
+    def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        Checks.left -= 1
+        if Checks.left < 0:
+            jaxtyping.config.update("jaxtyping_disable", True)
+        return check(*args, **kwargs)
+
+    return counted
+
+
+class Checks:
+    """How many calls of a test are still to be checked, arguments and results counted apart.
+
+    A check takes longer than most of what it checks; a test that integrates over a thousand steps
+    makes the same calls again and again.
+    """
+
+    EACH = 1000
+    left = EACH
+
+    @classmethod
+    def begin(cls) -> None:
+        """Check the next calls."""
+        cls.left = cls.EACH
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Every other annotation of the package, tensor shapes included, is checked at run time. The hook
@@ -97,6 +125,7 @@ def sde(request: pytest.FixtureRequest) -> SDE:
 def _torch_state() -> Iterator[None]:
     """Restore dtype and gradient mode, and fail a test that left gradients switched."""
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    Checks.begin()
     yield
     left = torch.is_grad_enabled()
     torch.set_default_dtype(dtype)

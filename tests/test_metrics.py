@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from conftest import Checks
+from jaxtyping import TypeCheckError
 from oracles import normal, seeded
 from sklearn.linear_model import RidgeClassifier as Ridge
 from sklearn.svm import SVC
@@ -278,3 +280,13 @@ def test_what_has_no_sharpness_has_the_rest(originals: Tensor) -> None:
     )
     assert numbers["sharpness"] is None
     assert numbers["l2"] == pytest.approx(0.01 * originals[0].numel() ** 0.5, rel=1e-4)
+
+
+def test_shapes_are_checked_in_the_first_calls_of_a_test() -> None:
+    """Catches tests that check no shape, and checks that take longer than the tests."""
+    flat, whole = torch.zeros(2, 3, 4), torch.zeros(2, 1, 3, 4)
+    with pytest.raises(TypeCheckError):
+        metrics.l2_distances(flat, flat)
+    for _ in range(Checks.EACH):
+        metrics.l2_distances(whole, whole)
+    assert metrics.l2_distances(flat, flat).tolist() == [0.0, 0.0]
