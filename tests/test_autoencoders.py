@@ -610,6 +610,29 @@ def test_repr(folder: Path) -> None:
     assert repr(VAE.load(folder, device="cpu")) == "VAE(images 1×8×8, 4 latents, cpu)"
 
 
+def test_a_coarser_code(folder: Path, tmp_path: Path) -> None:
+    """Catches a model that is changed itself, one that decodes as before, and a second s lost."""
+    model, s = load(folder), 0.3
+    coarser, fine = model.with_coarser_code(s), model.encode(images())
+    found, log_variance = coarser.encode(images()), fine.log_variance
+    assert torch.equal(found.mean, fine.mean)
+    torch.testing.assert_close(found.log_variance.exp(), log_variance.exp() + s**2)
+    twice = coarser.with_coarser_code(s).encode(images()).log_variance
+    torch.testing.assert_close(twice.exp(), log_variance.exp() + 2 * s**2)
+    assert torch.equal(model.encode(images()).log_variance, log_variance)
+    assert not torch.equal(coarser.decode(fine.mean), model.decode(fine.mean))
+    with pytest.raises(UserError, match="a coarser code is not saved"):
+        coarser.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.inf, math.nan])
+def test_noise_that_no_code_has(folder: Path, noise: float) -> None:
+    """Catches log(0), and a number that is none."""
+    with pytest.raises(UserError, match=f"noise: got {noise}; give a number above 0"):
+        load(folder).with_coarser_code(noise)
+
+
 @pytest.mark.parametrize("kind", [ScoreVAE, VAE, ScoreVAEPlus, DiffusionDecoder])
 def test_help_says_what_arguments_are(kind: type) -> None:
     """Catches a public method whose arguments the reader has to guess."""

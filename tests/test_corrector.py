@@ -190,6 +190,8 @@ def test_untrained_corrector_is_scorevae_bit_for_bit(
     write_corrector(tmp_path, config)
     trained = ScoreVAEPlus.load(tmp_path, device="cpu").decode(z, guidance=guidance)
     assert torch.equal(trained, expected) is (guidance == 0)
+    with pytest.raises(UserError, match="corrects for z as it is"):
+        plus.with_coarser_code(0.1)
 
 
 def test_guidance_multiplies_all_that_z_adds(sde: SDE) -> None:

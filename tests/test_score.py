@@ -1,5 +1,7 @@
 """Scores and Bayes' rule for scores, against the linear-Gaussian oracle."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles import Network, five_errors, normal, randomise, scalar, seeded, skewed, vector
@@ -17,6 +19,7 @@ from scorevae.score import (
     denoised_to_score,
     latent_score,
     noise_to_score,
+    of_coarser_code,
     prior_score,
     score_to_denoised,
     score_to_noise,
@@ -253,3 +256,19 @@ def test_double_times_reach_single_precision_networks_as_single(sde: SDE) -> Non
     posterior = Posterior(prior_score(Network(network), sde), encoder)
     assert posterior.score(x_t)(x_t, scalar(0.5)).dtype == torch.float32
     assert seen == [torch.float32] * 2
+
+
+def test_a_coarser_code_is_that_of_a_noisier_encoder(sde: SDE) -> None:
+    """s² added to the deviation, or to a wrong time's variance; a score that forgets it.
+
+    z + s ε of z = A x_0 + N(0, Γ) is A x_0 + N(0, Γ + s²): the oracle of that Γ.
+    """
+    oracle, s = skewed(sde), 0.7
+    noisier = replace(oracle, Γ=oracle.Γ + s**2)
+    coarser = of_coarser_code(oracle.encode, s)
+    x_t, z, t = normal((4, 3), 0), normal((4, 3), 1), vector(0.0, 0.01, 0.4, 1.0)
+    for found, expected in zip(coarser(x_t, t), noisier.encode(x_t, t), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    score = replace(oracle.posterior, encoder=coarser).score(z[1:])(x_t[1:], t[1:])
+    expected = noisier.conditional_score(x_t[1:], t[1:], z[1:])
+    torch.testing.assert_close(score, expected, rtol=1e-8, atol=1e-8)

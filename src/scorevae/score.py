@@ -5,6 +5,7 @@ p(x_t|x_0) = N(α x_0, σ² I) it is equivalent to a noise prediction ε̂ = −
 image x̂_0 = (x_t + σ² s)/α (Tweedie's formula).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,21 @@ def latent_score(
         return encoder(x, t).log_prob(z, log_determinant=log_determinant).sum()
 
     return torch.func.grad(log_likelihood)(x_t)
+
+
+def of_coarser_code(encoder: Encoder, noise: float) -> Encoder:
+    """q(z'|x_t) of z' = z + s ε, ε ~ N(0, I), for z ~ q(z|x_t): N(μ, Σ + s² I).
+
+    ε knows nothing of x_t, so this is exact wherever q(z|x_t) is: one encoder has a code for
+    every rate below its own.
+    """
+
+    def noised(x_t: Data, t: Times) -> DiagonalGaussian:
+        mean, log_variance = encoder(x_t, t)
+        own = torch.full_like(log_variance, 2 * math.log(noise))
+        return DiagonalGaussian(mean, torch.logaddexp(log_variance, own))
+
+    return noised
 
 
 @dataclass(frozen=True)

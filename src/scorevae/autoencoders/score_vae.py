@@ -1,5 +1,7 @@
 """ScoreVAE, and ScoreVAE+ which corrects its score."""
 
+import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from scorevae.networks.prior import PRIOR, Prior, load_prior
 from scorevae.networks.weights import Trained
 from scorevae.randomness import make_generator
 from scorevae.sampling import Report
-from scorevae.score import Posterior, conditional_score, prior_score
+from scorevae.score import Posterior, conditional_score, of_coarser_code, prior_score
 from scorevae.sde import perturb
 from scorevae.shapes import Images
 
@@ -33,6 +35,7 @@ class ScoreVAE(DiffusionSystem):
     """
 
     posterior: Posterior
+    _coarser = False
 
     def __init__(
         self,
@@ -81,6 +84,50 @@ class ScoreVAE(DiffusionSystem):
         cls, folder: Path, prior: Path, device: torch.device | str | None, batch: int
     ) -> Self:
         return cls(load_prior(prior), load_encoder(folder / ENCODER), device=device, batch=batch)
+
+    def with_coarser_code(self, noise: float) -> Self:
+        """The same networks for the code z' = z + s ε, ε ~ N(0, I), which tells less of an image.
+
+        Exact, with nothing trained: q(z'|x_t) = N(μ, Σ + s² I). :meth:`encode` gives it for x_0;
+        what is to be decoded is a sample of it, since its mean tells as much as z. A code made
+        coarser twice has the sum of both s². The model is for this session: it is not saved, and
+        compiled again by :meth:`with_precision` alone.
+
+        Args:
+            noise: s, above 0, in the units of z.
+
+        Raises:
+            UserError: s is not above 0 and finite.
+        """
+        if not 0 < noise < math.inf:
+            raise UserError(f"noise: got {noise}; give a number above 0")
+        other = copy.copy(self)
+        encoder = of_coarser_code(self.posterior.encoder, noise)
+        other.posterior = replace(self.posterior, encoder=encoder)
+        other._coarser = True
+        other._compiled = None  # which was of the other code
+        return other
+
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        *,
+        metrics: Path | str | None = None,
+        data: Path | str | None = None,
+    ) -> None:
+        """As every system; not with a coarser code, which no file tells of.
+
+        Args:
+            folder: where; made where there is none. Other files in it stay.
+            metrics: ``results/<preset>/metrics.json``, for the card's numbers and commit.
+            data: the prepared data set, ``data/<preset>``, for its source and licence.
+
+        Raises:
+            UserError: as every system, or the code is coarser.
+        """
+        if self._coarser:
+            raise UserError("a coarser code is not saved; save the model that it was made from")
+        super().save_pretrained(folder, metrics=metrics, data=data)
 
     @overload
     def encode_at(  # type: ignore[overload-overlap]
@@ -191,6 +238,17 @@ class ScoreVAEPlus(ScoreVAE):
         self.weights = {**self.weights, CORRECTOR: corrector}
         network = corrector.network.to(self.device)
         self.posterior = replace(self.posterior, corrector=conditional_score(network, self.sde))
+
+    def with_coarser_code(self, noise: float) -> Self:
+        """Refused: the corrector was trained for z as it is.
+
+        Args:
+            noise: s.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("ScoreVAE+ corrects for z as it is; make ScoreVAE's code coarser")
 
     @classmethod
     def _read(

@@ -1,0 +1,106 @@
+"""ScoreVAE with a coarser code against a VAE, towards one rate: distance and sharpness by s.
+
+    python benchmarks/one_rate.py --data data/cifar10_small --models FOLDER --vae FILE
+
+No run is needed: a folder with the weights of a prior and an encoder, the weights of a VAE, and
+what download wrote. The code is z' = z + s ε, of which one sample is decoded in one pass. What is
+drawn is kept in --kept, batch by batch; the same command goes on from there. Writes a table (CSV).
+
+Rates are KL(q(z'|x) ‖ N(0, I)), and besides, for either system, that of z' once it is shifted and
+scaled to mean 0 and variance 1 over the images (scaled_nats), and once it is whitened
+(whitened_nats): the same code in other units, which decoding would have to undo.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from common import DOCS, write_rows
+from one_pass import BATCH, judged
+from torch import Tensor
+
+from scorevae import VAE, ScoreVAE
+from scorevae.data.arrays import load_split, to_tensor, to_unit_range
+from scorevae.evaluation.metrics import l2_distances
+from scorevae.gaussian import DiagonalGaussian
+from scorevae.networks.vae import load_vae
+from scorevae.randomness import make_generator
+from scorevae.runtime.state import BatchFolder
+
+PATH = click.Path(path_type=Path)
+AGGREGATED = 5000  # training images over which codes are scaled and whitened
+
+
+def rates(posterior: DiagonalGaussian, others: DiagonalGaussian) -> dict[str, str]:
+    """KL of the codes from the Gaussian of others' codes: of each latent apart, and of all."""
+    mean, log_variance = (part.double() for part in posterior)
+    codes, noise = others.mean.double(), others.log_variance.double().exp().mean(dim=0)
+    centre = codes.mean(dim=0)
+    whole = torch.cov(codes.T, correction=0) + noise.diag()
+    inverse, variance = torch.linalg.inv(whole), log_variance.exp()
+
+    def kl(inverse: Tensor, log_determinant: Tensor) -> float:
+        away = mean - centre
+        quadratic = ((away @ inverse) * away).sum(1) + (variance * inverse.diag()).sum(1)
+        return (
+            0.5 * (quadratic - mean.shape[1] + log_determinant - log_variance.sum(1)).mean().item()
+        )
+
+    scaled = kl((1 / whole.diag()).diag(), whole.diag().log().sum())
+    whitened = kl(inverse, torch.logdet(whole))
+    return {"scaled_nats": f"{scaled:.1f}", "whitened_nats": f"{whitened:.1f}"}
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=PATH, required=True, help="folder that download wrote")
+@click.option("--models", type=PATH, required=True, help="prior.safetensors, encoder.safetensors")
+@click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
+@click.option("--images", default=100, help="the first test images")
+@click.option("--noise", default="0,0.02,0.05,0.08", help="s, comma-separated; 0: z as it is")
+@click.option("--noise-scale", default=0.8, help="τ")
+@click.option("--kept", type=PATH, default=Path("one_rate"), help="folder of what was drawn")
+@click.option("--output", type=PATH, default=DOCS / "one_rate.csv")
+def main(
+    data: Path,
+    models: Path,
+    vae_path: Path,
+    images: int,
+    noise: str,
+    noise_scale: float,
+    kept: Path,
+    output: Path,
+) -> None:
+    """Draw, compare."""
+    trained = load_vae(vae_path)
+    test = load_split(data, "test", trained.header.image, images)
+    known = to_unit_range(
+        to_tensor(load_split(data, "train", trained.header.image, AGGREGATED).images)
+    )
+    x = to_unit_range(to_tensor(test.images))
+    vae = VAE(trained)
+    posterior = vae.encode(x)
+    blurred = vae.decode(posterior.mean)
+    against = l2_distances(x, blurred)
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, found: Tensor, own: DiagonalGaussian, others: DiagonalGaussian) -> None:
+        rows.append(judged(name, x, found, own, against) | rates(own, others))
+        click.echo(rows[-1])
+        write_rows(output, rows)
+
+    add("VAE", blurred, posterior, vae.encode(known))
+    plain = ScoreVAE.load(models, batch=BATCH).with_noise_scale(noise_scale)
+    for s in map(float, noise.split(",")):
+        model = plain.with_coarser_code(s) if s else plain
+        posterior = model.encode(x)
+        drawn = model.decode(
+            posterior.sample(make_generator("cpu", 0, "one_rate")),
+            report=lambda done: click.echo(f"{done} images", err=True),
+            kept=BatchFolder(kept).of(f"{images},{s:g},{noise_scale:g}"),
+        )
+        add(f"ScoreVAE s {s:g} τ {noise_scale:g}", drawn, posterior, model.encode(known))
+
+
+if __name__ == "__main__":
+    main()
