@@ -57,7 +57,7 @@ def rates(posterior: DiagonalGaussian, others: DiagonalGaussian) -> dict[str, st
 @click.option("--models", type=PATH, required=True, help="prior.safetensors, encoder.safetensors")
 @click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
 @click.option("--images", default=100, help="the first test images")
-@click.option("--noise", default="0,0.02,0.05,0.08", help="s, comma-separated; 0: z as it is")
+@click.option("--noise", default="0,0.02,0.03,0.05,0.1", help="s, comma-separated; 0: z as it is")
 @click.option("--noise-scale", default=0.8, help="τ")
 @click.option("--kept", type=PATH, default=Path("one_rate"), help="folder of what was drawn")
 @click.option("--output", type=PATH, default=DOCS / "one_rate.csv")
