@@ -35,7 +35,6 @@ class ScoreVAE(DiffusionSystem):
     """
 
     posterior: Posterior
-    _coarser = False
 
     def __init__(
         self,
@@ -104,30 +103,9 @@ class ScoreVAE(DiffusionSystem):
         other = copy.copy(self)
         encoder = of_coarser_code(self.posterior.encoder, noise)
         other.posterior = replace(self.posterior, encoder=encoder)
-        other._coarser = True
+        other._unsavable = "a coarser code is not saved; save the model that it was made from"
         other._compiled = None  # which was of the other code
         return other
-
-    def save_pretrained(
-        self,
-        folder: Path | str,
-        *,
-        metrics: Path | str | None = None,
-        data: Path | str | None = None,
-    ) -> None:
-        """As every system; not with a coarser code, which no file tells of.
-
-        Args:
-            folder: where; made where there is none. Other files in it stay.
-            metrics: ``results/<preset>/metrics.json``, for the card's numbers and commit.
-            data: the prepared data set, ``data/<preset>``, for its source and licence.
-
-        Raises:
-            UserError: as every system, or the code is coarser.
-        """
-        if self._coarser:
-            raise UserError("a coarser code is not saved; save the model that it was made from")
-        super().save_pretrained(folder, metrics=metrics, data=data)
 
     @overload
     def encode_at(  # type: ignore[overload-overlap]

@@ -43,6 +43,7 @@ class System(ABC):
     """
 
     beta: float | None = None  # of its training, where that is known
+    _unsavable = ""  # why files cannot say what it is, where they cannot
 
     def __init__(
         self,
@@ -161,8 +162,11 @@ class System(ABC):
             data: the prepared data set, ``data/<preset>``, for its source and licence.
 
         Raises:
-            UserError: ``metrics`` or ``data`` cannot be read, or the disk is full.
+            UserError: ``metrics`` or ``data`` cannot be read, the disk is full, or the code was
+                made coarser, which no file tells of.
         """
+        if self._unsavable:
+            raise UserError(self._unsavable)
         text = card(
             type(self).__name__,
             self._about(),
