@@ -8,7 +8,7 @@ there. Writes a table (CSV): the VAE's row, then one for each pair of γ and τ.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from common import DOCS, write_rows
@@ -23,6 +23,26 @@ from scorevae.runtime.state import BatchFolder
 
 PATH = click.Path(path_type=Path)
 BATCH = 20
+
+
+class Baseline(NamedTuple):
+    """The VAE that passes are compared with, and what it makes of the test images."""
+
+    vae: VAE
+    originals: Tensor
+    posterior: DiagonalGaussian
+    images: Tensor
+    distances: Tensor  # L2 of each image
+
+
+def baseline(data: Path, weights: Path, images: int) -> Baseline:
+    """Of the first test images."""
+    trained = load_vae(weights)
+    x = to_unit_range(to_tensor(load_split(data, "test", trained.header.image, images).images))
+    vae = VAE(trained)
+    posterior = vae.encode(x)
+    blurred = vae.decode(posterior.mean)
+    return Baseline(vae, x, posterior, blurred, l2_distances(x, blurred))
 
 
 def judged(
@@ -73,13 +93,7 @@ def main(
     output: Path,
 ) -> None:
     """Draw, compare."""
-    trained = load_vae(vae_path)
-    test = load_split(data, "test", trained.header.image, images)
-    x = to_unit_range(to_tensor(test.images))
-    vae = VAE(trained)
-    posterior = vae.encode(x)
-    blurred = vae.decode(posterior.mean)
-    against = l2_distances(x, blurred)
+    _, x, posterior, blurred, against = baseline(data, vae_path, images)
     rows = [judged("VAE", x, blurred, posterior, against)]
     for gamma in map(float, guidance.split(",")):
         for tau in map(float, noise_scale.split(",")):

@@ -17,14 +17,12 @@ from typing import Any
 import click
 import torch
 from common import DOCS, write_rows
-from one_pass import BATCH, judged
+from one_pass import BATCH, baseline, judged
 from torch import Tensor
 
-from scorevae import VAE, ScoreVAE
+from scorevae import ScoreVAE
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
-from scorevae.evaluation.metrics import l2_distances
 from scorevae.gaussian import DiagonalGaussian
-from scorevae.networks.vae import load_vae
 from scorevae.randomness import make_generator
 from scorevae.runtime.state import BatchFolder
 
@@ -72,21 +70,12 @@ def main(
     output: Path,
 ) -> None:
     """Draw, compare."""
-    trained = load_vae(vae_path)
-    test = load_split(data, "test", trained.header.image, images)
-    known = to_unit_range(
-        to_tensor(load_split(data, "train", trained.header.image, AGGREGATED).images)
-    )
-    x = to_unit_range(to_tensor(test.images))
-    vae = VAE(trained)
-    posterior = vae.encode(x)
-    blurred = vae.decode(posterior.mean)
-    against = l2_distances(x, blurred)
+    vae, x, posterior, blurred, against = baseline(data, vae_path, images)
+    known = to_unit_range(to_tensor(load_split(data, "train", vae.image, AGGREGATED).images))
     rows: list[dict[str, Any]] = []
 
     def add(name: str, found: Tensor, own: DiagonalGaussian, others: DiagonalGaussian) -> None:
         rows.append(judged(name, x, found, own, against) | rates(own, others))
-        click.echo(rows[-1])
         write_rows(output, rows)
 
     add("VAE", blurred, posterior, vae.encode(known))
