@@ -51,7 +51,8 @@ def test_points_are_those_of_the_rows() -> None:
     ]  # fmt: skip
     assert found[2]._asdict() == {
         "experiment": "dear", "system": "scorevae", "beta": 0.1, "rate_nats": 1000.0, "l2": 0.1,
-        "psnr": 29.9, "sharpness": 0.9, "l2_of_mean": None, "reconstruction_fd": None,
+        "psnr": 29.9, "sharpness": 0.9, "l2_of_one_draw": None, "l2_of_mean": None,
+        "reconstruction_fd": None,
     }  # fmt: skip
 
 
@@ -113,6 +114,27 @@ def test_systems_are_compared_at_a_rate_that_both_have() -> None:
     ours, theirs = at_rate(model, "l2", rate), at_rate(baseline, "l2", rate)
     (line,) = [row for row in at_one_rate([*model, *baseline], rate) if "ScoreVAE " in row]
     assert f"L2 {ours:.4f} ({ours / theirs:.2f} times the baseline's)" in line
+
+
+def test_samples_are_compared_with_samples() -> None:
+    """Catches draws of a sample of z beside a baseline that decoded the mean, which tells more."""
+    own = [varied(1.0)._replace(rate_nats=r, l2_of_one_draw=0.6, l2_of_mean=0.5) for r in (5, 20)]
+    theirs = [p._replace(system="vae", l2=0.5, l2_of_one_draw=2.0, l2_of_mean=9.0) for p in own]
+    _, model, baseline = at_one_rate([*own, *theirs], 10.0)
+    shown = "L2 {}  sharpness 1.000  of a sample of z {}  mean of its draws {}".format(
+        *(
+            f"{value} times the baseline's)"
+            for value in ("1.0000 (2.00", "0.6000 (0.30", "0.5000 (0.25")
+        )
+    )
+    assert model.split(maxsplit=1)[1] == shown
+    assert "mean of" not in baseline
+    drawn = figure([*own, *theirs], np.ones(64), 40)
+    levels = {line.get_label(): set(line.get_ydata()) for line in drawn.axes[0].lines}
+    plt.close(drawn)
+    assert levels["VAE, of a sample of z"] == {2.0}
+    assert levels["ScoreVAE, mean of its draws"] == {0.5}
+    assert not [label for label in levels if label.startswith("VAE, mean")]
 
 
 def test_rates_apart_say_what_to_run() -> None:

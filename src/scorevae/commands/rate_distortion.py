@@ -7,6 +7,9 @@ Rate is the mean KL(q(z|x_0, 0) ‖ N(0, I)) in nats (Alemi et al. 2018, arXiv 1
 distortion the L2 of a draw and of the mean of several, perception sharpness and the Fréchet
 distance of reconstructions. Systems are compared at one rate, beside what Gaussian data with the
 same moments allow (:mod:`scorevae.evaluation.reference`).
+
+The rate is what a sample of q(z|x) costs; its mean tells more, the more the wider q is. So L2 is
+compared twice: of the protocol's z (most often the mean), and of a sample of z, for all systems.
 """
 
 import csv
@@ -44,14 +47,16 @@ class Point(NamedTuple):
     system: str
     beta: float
     rate_nats: float
-    l2: float
+    l2: float  # of the protocol's z
     psnr: float
     sharpness: float
-    l2_of_mean: float | None = None
+    l2_of_one_draw: float | None = None  # of a sample of z, with τ = 1
+    l2_of_mean: float | None = None  # of several such draws
     reconstruction_fd: float | None = None
 
 
 NEEDED = ("rate_nats", "l2", "psnr", "sharpness")
+LATER = ("l2_of_one_draw", "l2_of_mean", "reconstruction_fd")
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
@@ -96,7 +101,7 @@ def _point(row: Row, system: str) -> Point | None:
     beta, *needed = number("beta"), *(number(f"{system}.{name}") for name in NEEDED)
     if beta is None or None in needed:
         return None  # queued, failed, or of a time without these metrics
-    more = (number(f"{system}.{name}") for name in ("l2_of_mean", "reconstruction_fd"))
+    more = (number(f"{system}.{name}") for name in LATER)
     return Point(str(row.get("Experiment") or row.get("rev")), system, beta, *needed, *more)  # type: ignore[arg-type]
 
 
@@ -130,36 +135,44 @@ def shared_rate(found: Sequence[Point]) -> float:
 
 
 def at_one_rate(found: Sequence[Point], rate: float) -> list[str]:
-    """What each system is worth at one rate, its L2 over the baseline's."""
+    """What each system is worth at one rate, beside the baseline from the same kind of z."""
     lines = [f"at {rate:.1f} nats (a perfect draw has {PERFECT_DRAW:.2f} times the L2 of a mean):"]
     own = {name: [p for p in found if p.system == name] for name in SYSTEMS}
-    reference = at_rate(own[BASELINE], "l2", rate)
+
+    def beside(name: str, metric: str, reference: str, label: str) -> str:
+        value = at_rate(own[name], metric, rate)
+        theirs = at_rate(own[BASELINE], reference, rate)
+        if value is None or theirs is None:
+            return ""
+        return f"  {label} {value:.4f} ({value / theirs:.2f} times the baseline's)"
+
     for name, system in SYSTEMS.items():
-        if (l2 := at_rate(own[name], "l2", rate)) is None or reference is None:
+        if not (line := beside(name, "l2", "l2", "L2")):
             continue
-        mean, sharp = (at_rate(own[name], key, rate) for key in ("l2_of_mean", "sharpness"))
-        line = f"  {system.title:<18} L2 {l2:.4f} ({l2 / reference:.2f} times the baseline's)"
-        if name in DRAWING and mean is not None:  # else z is all that is drawn
-            line += f"  mean of draws {mean:.4f} ({mean / reference:.2f})"
-        lines.append(line + f"  sharpness {sharp:.3f}")
+        line = f"  {system.title:<18}{line[1:]}"
+        line += f"  sharpness {at_rate(own[name], 'sharpness', rate):.3f}"
+        line += beside(name, "l2_of_one_draw", "l2_of_one_draw", "of a sample of z")
+        if name in DRAWING:  # else z is all that is drawn
+            line += beside(name, "l2_of_mean", "l2_of_one_draw", "mean of its draws")
+        lines.append(line)
     return lines
 
 
 def figure(found: Sequence[Point], variances: Eigenvalues, latent: int) -> figures.Figure:
     """L2 and sharpness against rate, Fréchet distance against L2; β at the points."""
     plane, axes = figures.lines(3)
-    for name, row in SYSTEMS.items():
-        own = [point for point in found if point.system == name]
-        if own:
-            drawn = ", a draw" if name in DRAWING else ""
-            _curve(axes[0], own, "rate_nats", "l2", row.title + drawn)
-            _curve(axes[1], own, "rate_nats", "sharpness", row.title)
-            _curve(axes[2], own, "l2", "reconstruction_fd", row.title)
-    for name, row in SYSTEMS.items():
-        known = [p for p in found if p.system == name and p.l2_of_mean is not None]
-        if known and name != BASELINE:
-            rates, means = [p.rate_nats for p in known], [p.l2_of_mean for p in known]
-            axes[0].plot(rates, means, ":", label=f"{row.title}, mean of draws")
+    for index, (name, row) in enumerate(SYSTEMS.items()):
+        if own := [point for point in found if point.system == name]:
+            colour = f"C{index}"
+            _curve(axes[0], own, "rate_nats", "l2", row.title, colour)
+            _curve(axes[1], own, "rate_nats", "sharpness", row.title, colour)
+            _curve(axes[2], own, "l2", "reconstruction_fd", row.title, colour)
+            _sampled(
+                axes[0], own, "l2_of_one_draw", f"{row.title}, of a sample of z", colour, "--"
+            )
+            if name in DRAWING:
+                label = f"{row.title}, mean of its draws"
+                _sampled(axes[0], own, "l2_of_mean", label, colour, ":")
     gaussian, floor = gaussian_curve(variances), principal_floor(variances, latent)
     inside = gaussian.rate_nats <= 1.1 * max(point.rate_nats for point in found)
     axes[0].plot(*(part[inside] for part in gaussian), "k-", linewidth=0.7, label="Gaussian R(D)")
@@ -174,11 +187,21 @@ def figure(found: Sequence[Point], variances: Eigenvalues, latent: int) -> figur
     return plane
 
 
-def _curve(axis: figures.Axes, own: Sequence[Point], x: str, y: str, label: str) -> None:
+def _curve(
+    axis: figures.Axes, own: Sequence[Point], x: str, y: str, label: str, colour: str
+) -> None:
     known = [(getattr(p, x), getattr(p, y), p.beta) for p in own if getattr(p, y) is not None]
-    axis.plot([a for a, _, _ in known], [b for _, b, _ in known], ".-", label=label)
+    axis.plot([a for a, _, _ in known], [b for _, b, _ in known], ".-", label=label, color=colour)
     for a, b, beta in known:
         axis.annotate(f"{beta:g}", (a, b), (3, 3), textcoords="offset points", fontsize=6)
+
+
+def _sampled(
+    axis: figures.Axes, own: Sequence[Point], metric: str, label: str, colour: str, style: str
+) -> None:
+    if known := [(p.rate_nats, getattr(p, metric)) for p in own if getattr(p, metric) is not None]:
+        rates, values = zip(*known, strict=True)
+        axis.plot(rates, values, style, label=label, color=colour)
 
 
 def write(folder: Path, found: Sequence[Point], variances: Eigenvalues, latent: int) -> None:
