@@ -154,6 +154,10 @@ ENCODER, PRIOR = "presets.digits.encoder.network", "presets.digits.prior.network
         {"presets.digits.vae.training.accumulate": 3},
         "presets.digits.vae.training: accumulate: got 3, which does not divide batch (16)",
     ),
+    (
+        {f"presets.digits.encoder.{part}training.steps": 0 for part in ("", "warm_start.")},
+        "presets.digits.encoder: training.steps and warm_start.training.steps are both 0, which",
+    ),
     ({f"{ENCODER}.groups": 5}, f"{ENCODER}: channels 8 is not a multiple of groups 5"),
     ({f"{ENCODER}.kind": "conv", f"{ENCODER}.channels": [7, 8]},
      f"{ENCODER}: channels: got 7 first; conv needs an even number"),

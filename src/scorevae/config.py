@@ -460,11 +460,20 @@ class WarmStartConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The time-dependent encoder."""
+    """The time-dependent encoder; ``training``, of the objective, may have no steps."""
 
     network: EncoderNetworkConfig
     warm_start: WarmStartConfig
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        if self.training.steps == 0 and self.warm_start.training.steps == 0:
+            raise ValueError(
+                "training.steps and warm_start.training.steps are both 0, which leaves the "
+                "encoder untrained; give one of them 1 or more"
+            )
+        return self
 
 
 class CorrectorConfig(Section):
