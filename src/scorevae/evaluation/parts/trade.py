@@ -46,7 +46,7 @@ def compute(subject: Subject) -> Found:
     def tried(way: Way) -> Point:
         return Point(*way[:3], *judged(originals, way.images()))
 
-    found = list(subject.team.map(tried, list(ways(subject, len(originals)))))
+    found = list(subject.team.map(tried, list(ways(subject, count))))
     rows: list[Row] = [point._asdict() for point in found]
     told = [f"Images: {count}.", *notes(found)]
     return Found(tables={"trade": rows}, figures={"trade": draw(found)}, notes=told)
