@@ -1,10 +1,13 @@
-"""ScoreVAE with a coarser code against a VAE, towards one rate: distance and sharpness by s.
+"""ScoreVAE with a coarser code against a VAE, at one rate: distance and sharpness by s and τ.
 
     python benchmarks/one_rate.py --data data/cifar10_small --models FOLDER --vae FILE
 
 No run is needed: a folder with the weights of a prior and an encoder, the weights of a VAE, and
-what download wrote. The code is z' = z + s ε, of which one sample is decoded in one pass. What is
-drawn is kept in --kept, batch by batch; the same command goes on from there. Writes a table (CSV).
+what download wrote. The code is z' = z + s ε. Both systems decode one sample of q, which is what
+their rates price; the VAE's images from the mean of q stand beside, as a code of no finite rate.
+Differences are from the VAE's images of a sample. With --draws, several images for each z'
+besides, as the model has them (τ = 1), and their mean. What is drawn is kept in --kept, batch by
+batch; the same command goes on from there. Writes a table (CSV).
 
 Rates are KL(q(z'|x) ‖ N(0, I)), and besides, for either system, that of z' once it is shifted and
 scaled to mean 0 and variance 1 over the images (scaled_nats), and once it is whitened
@@ -21,7 +24,9 @@ from one_pass import BATCH, baseline, judged
 from torch import Tensor
 
 from scorevae import ScoreVAE
+from scorevae.autoencoders.system import System
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
+from scorevae.evaluation.metrics import l2_distances
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.randomness import make_generator
 from scorevae.runtime.state import BatchFolder
@@ -55,8 +60,9 @@ def rates(posterior: DiagonalGaussian, others: DiagonalGaussian) -> dict[str, st
 @click.option("--models", type=PATH, required=True, help="prior.safetensors, encoder.safetensors")
 @click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
 @click.option("--images", default=100, help="the first test images")
-@click.option("--noise", default="0,0.02,0.03,0.05,0.1", help="s, comma-separated; 0: z as it is")
-@click.option("--noise-scale", default=0.8, help="τ")
+@click.option("--noise", default="0,0.02,0.05,0.1,0.17", help="s, comma-separated; 0: z as it is")
+@click.option("--noise-scale", default="0.8", help="τ, comma-separated")
+@click.option("--draws", default=0, help="images for each z'; 0: none")
 @click.option("--kept", type=PATH, default=Path("one_rate"), help="folder of what was drawn")
 @click.option("--output", type=PATH, default=DOCS / "one_rate.csv")
 def main(
@@ -65,30 +71,53 @@ def main(
     vae_path: Path,
     images: int,
     noise: str,
-    noise_scale: float,
+    noise_scale: str,
+    draws: int,
     kept: Path,
     output: Path,
 ) -> None:
     """Draw, compare."""
-    vae, x, posterior, blurred, against = baseline(data, vae_path, images)
+    vae, x, posterior, from_mean, _ = baseline(data, vae_path, images)
+    blurred = vae.decode(sample(posterior))
+    against = l2_distances(x, blurred)
     known = to_unit_range(to_tensor(load_split(data, "train", vae.image, AGGREGATED).images))
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, found: Tensor, own: DiagonalGaussian, others: DiagonalGaussian) -> None:
-        rows.append(judged(name, x, found, own, against) | rates(own, others))
+    def add(system: str, found: Tensor, own: DiagonalGaussian, model: System) -> None:
+        rows.append(judged(system, x, found, own, against) | rates(own, model.encode(known)))
         write_rows(output, rows)
 
-    add("VAE", blurred, posterior, vae.encode(known))
-    plain = ScoreVAE.load(models, batch=BATCH).with_noise_scale(noise_scale)
+    add("VAE, a sample of q", blurred, posterior, vae)
+    add("VAE, the mean of q", from_mean, posterior, vae)
+    plain = ScoreVAE.load(models, batch=BATCH)
     for s in map(float, noise.split(",")):
         model = plain.with_coarser_code(s) if s else plain
-        posterior = model.encode(x)
-        drawn = model.decode(
-            posterior.sample(make_generator("cpu", 0, "one_rate")),
-            report=lambda done: click.echo(f"{done} images", err=True),
-            kept=BatchFolder(kept).of(f"{images},{s:g},{noise_scale:g}"),
-        )
-        add(f"ScoreVAE s {s:g} τ {noise_scale:g}", drawn, posterior, model.encode(known))
+        own = model.encode(x)
+        of_s = model, sample(own), BatchFolder(kept), f"{images},{s:g}"
+        found = {f"τ {tau}": drawn(*of_s, float(tau), 0) for tau in noise_scale.split(",")}
+        if draws:
+            several = torch.stack([drawn(*of_s, 1.0, seed) for seed in range(draws)])
+            found |= {"one draw": several[0], f"mean of {draws} draws": several.mean(dim=0)}
+        for name, decoded in found.items():
+            add(f"ScoreVAE s {s:g}, {name}", decoded, own, model)
+
+
+def sample(posterior: DiagonalGaussian) -> Tensor:
+    """One code of each image."""
+    return posterior.sample(make_generator("cpu", 0, "one_rate"))
+
+
+def drawn(
+    model: ScoreVAE, z: Tensor, kept: BatchFolder, name: str, tau: float, seed: int
+) -> Tensor:
+    """One pass, batch by batch; what is kept under that name, τ and seed is not drawn again."""
+    key = f"{name},{tau:g}" + (f",{seed}" if seed else "")
+    return model.with_noise_scale(tau).decode(
+        z,
+        seed=seed,
+        report=lambda done: click.echo(f"{key}: {done} images", err=True),
+        kept=kept.of(key),
+    )
 
 
 if __name__ == "__main__":
