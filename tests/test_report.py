@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tiny import put, tiny_config, tiny_params, write_params
 
+from scorevae.autoencoders.table import SYSTEMS
 from scorevae.config import Config, load_config, parse
 from scorevae.errors import Unavailable, UserError
 from scorevae.evaluation.part import Caption, Columns, Found, Numbers, Part
@@ -410,6 +411,16 @@ def test_training_table(tmp_path: Path) -> None:
         "Encoder, objective": ["300", "61.5", "205.0", "3.2500", "3.5000", "–2"],
     }
     assert "1 min 26 s of training in all" in shown.text("p")
+
+
+@pytest.mark.parametrize(("steps", "last"), [(300, "objective"), (0, "warm_start")])
+def test_the_encoders_last_training_decides(steps: int, last: str) -> None:
+    """Catches an encoder of the warm start alone that passes for finished, unseen."""
+    config = tiny_config(**{"presets.digits.encoder.training.steps": steps})
+    found = {name: comparison.decisive(system, config) for name, system in SYSTEMS.items()}
+    assert found["scorevae"] == ["prior", last]
+    assert found["scorevae_plus"] == ["prior", last, "corrector"]
+    assert found["vae"] == ["vae"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from scorevae.autoencoders.devices import default_device
 from scorevae.autoencoders.drawing import DiffusionSystem
-from scorevae.autoencoders.table import BASELINE, MODEL, SYSTEMS, systems_of
+from scorevae.autoencoders.table import BASELINE, MODEL, SYSTEMS, SystemRow, systems_of
 from scorevae.config import Config
 from scorevae.errors import Unavailable
 from scorevae.evaluation import lpips, metrics
@@ -145,7 +145,8 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
         falling, reasons["falling_percent"] = {}, str(reason)
     for name, values in numbers.items():
         system = SYSTEMS[name]
-        own = {phase: falling[phase] for phase in system.phases if phase in falling}
+        phases = decisive(system, subject.config)
+        own = {phase: falling[phase] for phase in phases if phase in falling}
         values["falling_percent"] = max(own.values(), default=None)
         if not own:
             why = "the test loss was measured fewer than twice"
@@ -157,6 +158,15 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
                     f"loss still fell by {percent:.1f} % for each doubling of the steps."
                 )
     return notes
+
+
+def decisive(system: SystemRow, config: Config) -> list[str]:
+    """The trainings that decide what a system is worth.
+
+    The warm start does where it is all that trains the encoder.
+    """
+    alone = config.selected.encoder.training.steps == 0
+    return ["warm_start" if alone and phase == "objective" else phase for phase in system.phases]
 
 
 UNEQUAL = 1.1  # of two rates, from where on they are another amount of information
