@@ -592,7 +592,6 @@ SHORT = "left out: {path}: ends at step"
         ("train_vae_baseline", {"vae": 0}, slice(0), None),
         ("train_encoder", {"encoder": 0}, slice(1), "added: {stage}: 2 of 2 points"),
         ("train_encoder", {WARM_START: 0}, slice(1, 3), "added: {stage}: 4 of 4 points"),
-        ("train_encoder", {"encoder": 0, WARM_START: 0}, slice(0), None),
         ("train_encoder", {"encoder": 0, WARM_START: 8}, slice(1), f"{SHORT} 4 of 8; run"),
         ("train_encoder", {}, slice(1), f"{SHORT} 4 of warm_start, not 4 of objective; run"),
         ("train_encoder", {}, slice(0), f"{SHORT} 0 of 4; run"),
