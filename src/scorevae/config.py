@@ -475,6 +475,13 @@ class EncoderConfig(Section):
             )
         return self
 
+    @property
+    def last_training(self) -> tuple[str, int]:
+        """The phase that ends the encoder's training, and its steps."""
+        if self.training.steps == 0:
+            return "warm_start", self.warm_start.training.steps
+        return "objective", self.training.steps
+
 
 class CorrectorConfig(Section):
     """The corrector of ScoreVAE+."""

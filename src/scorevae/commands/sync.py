@@ -307,19 +307,16 @@ def _ends(config: Config) -> dict[str, tuple[str, str, int]]:
     Where no variant is switched on, that stage trains nothing.
     """
     preset = config.selected
-    warm_start, objective = preset.encoder.warm_start.training.steps, preset.encoder.training.steps
-    skipped = objective == 0 and warm_start > 0
     variants = {
         "corrector": preset.corrector.training.steps,
         "diffusion_decoder": preset.diffusion_decoder.training.steps,
     }
     last = [(name, steps) for name, steps in variants.items() if name in config.variants]
     last = [end for end in last if end[1] > 0] or last
-    encoder = ("warm_start", warm_start) if skipped else ("objective", objective)
     return {
         "train_prior": ("prior", "prior", preset.prior.training.steps),
         "train_vae_baseline": ("vae", "vae", preset.vae.training.steps),
-        "train_encoder": ("encoder", *encoder),
+        "train_encoder": ("encoder", *preset.encoder.last_training),
         **({"train_variants": ("variants", *last[-1])} if last else {}),
     }
 

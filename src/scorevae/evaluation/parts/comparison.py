@@ -161,12 +161,9 @@ def add_falling(numbers: Numbers, subject: Subject, reasons: dict[str, str]) -> 
 
 
 def decisive(system: SystemRow, config: Config) -> list[str]:
-    """The trainings that decide what a system is worth.
-
-    The warm start does where it is all that trains the encoder.
-    """
-    alone = config.selected.encoder.training.steps == 0
-    return ["warm_start" if alone and phase == "objective" else phase for phase in system.phases]
+    """The trainings that decide what a system is worth; of the encoder's, its last."""
+    last, _ = config.selected.encoder.last_training
+    return [last if phase == "objective" else phase for phase in system.phases]
 
 
 UNEQUAL = 1.1  # of two rates, from where on they are another amount of information
