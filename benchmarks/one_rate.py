@@ -83,23 +83,25 @@ def main(
     known = to_unit_range(to_tensor(load_split(data, "train", vae.image, AGGREGATED).images))
     rows: list[dict[str, Any]] = []
 
-    def add(system: str, found: Tensor, own: DiagonalGaussian, model: System) -> None:
-        rows.append(judged(system, x, found, own, against) | rates(own, model.encode(known)))
+    def add(found: dict[str, Tensor], own: DiagonalGaussian, model: System) -> None:
+        nats = rates(own, model.encode(known))
+        for system, decoded in found.items():
+            rows.append(judged(system, x, decoded, own, against) | nats)
         write_rows(output, rows)
 
-    add("VAE, a sample of q", blurred, posterior, vae)
-    add("VAE, the mean of q", from_mean, posterior, vae)
+    add({"VAE, a sample of q": blurred, "VAE, the mean of q": from_mean}, posterior, vae)
     plain = ScoreVAE.load(models, batch=BATCH)
     for s in map(float, noise.split(",")):
         model = plain.with_coarser_code(s) if s else plain
         own = model.encode(x)
+        name = f"ScoreVAE s {s:g}"
         of_s = model, sample(own), BatchFolder(kept), f"{images},{s:g}"
-        found = {f"τ {tau}": drawn(*of_s, float(tau), 0) for tau in noise_scale.split(",")}
+        found = {f"{name}, τ {t}": drawn(*of_s, float(t), 0) for t in noise_scale.split(",")}
         if draws:
             several = torch.stack([drawn(*of_s, 1.0, seed) for seed in range(draws)])
-            found |= {"one draw": several[0], f"mean of {draws} draws": several.mean(dim=0)}
-        for name, decoded in found.items():
-            add(f"ScoreVAE s {s:g}, {name}", decoded, own, model)
+            found[f"{name}, one draw"] = several[0]
+            found[f"{name}, mean of {draws} draws"] = several.mean(dim=0)
+        add(found, own, model)
 
 
 def sample(posterior: DiagonalGaussian) -> Tensor:
