@@ -29,7 +29,7 @@ from scorevae.networks.encoder import (
     soft_bound,
 )
 from scorevae.networks.prior import PriorUNet
-from scorevae.networks.time import TimeEmbedding, noise_level, signal_share, unit_scale
+from scorevae.networks.time import NoiseLevel, TimeEmbedding, signal_share, unit_scale
 from scorevae.networks.vae import VAE, build_decoder
 from scorevae.sde import SDE, VESDE, VPSDE, LinearRate, build_sde, over, perturb
 
@@ -447,16 +447,16 @@ def test_every_preset_can_be_made_small(preset: str) -> None:
 def test_noise_level_runs_from_zero_to_a_thousand(sde: SDE) -> None:
     """Catches a level reversed, unbounded at t = 0, or not linear in λ where training samples."""
     t = torch.linspace(sde.t_min, 1, 300, dtype=torch.float64)
-    level = noise_level(sde, t)
+    level = NoiseLevel(sde)(t)
     slope = level.diff() / sde.log_snr(t).diff()
     assert torch.all(slope < 0)
     # Levels of 1000 are rounded to 1e-13, their gaps are of order one.
     torch.testing.assert_close(slope, slope.mean().expand(299), rtol=1e-9, atol=0)
-    ends = noise_level(sde, vector(0.0, sde.t_min, 1.0))
+    ends = NoiseLevel(sde)(vector(0.0, sde.t_min, 1.0))
     torch.testing.assert_close(ends, vector(0, 50, 1000), rtol=1e-12, atol=1e-10)
     below = torch.linspace(0, sde.t_min, 20, dtype=torch.float64)
-    assert torch.all(noise_level(sde, below).diff() > 0)
-    single = noise_level(sde, torch.tensor([0.0, sde.t_min, 1.0]))
+    assert torch.all(NoiseLevel(sde)(below).diff() > 0)
+    single = NoiseLevel(sde)(torch.tensor([0.0, sde.t_min, 1.0]))
     assert torch.all((single >= 0) & (single <= 1000))
 
 

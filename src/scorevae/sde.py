@@ -222,14 +222,8 @@ def perturb(sde: SDE, x_0: Data, t: Times, noise: Data) -> Data:
     return over(alpha, x_0) * x_0 + over(sigma, x_0) * noise
 
 
-# Two numbers, not operations of a compiled graph.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@lru_cache
 def log_snr_range(sde: SDE) -> tuple[float, float]:
     """λ at t_min and at t_max (largest, smallest), computed in float64."""
-    return _log_snr_range(sde)
-
-
-@lru_cache
-def _log_snr_range(sde: SDE) -> tuple[float, float]:
     ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     return ends[0].item(), ends[1].item()

@@ -14,7 +14,7 @@ from torch import nn
 from scorevae.config import Conditioning, EncoderNetworkConfig, ImageConfig, SDEConfig, UNetConfig
 from scorevae.networks.encoder import build_encoder
 from scorevae.networks.prior import build_unet, predicted_noise
-from scorevae.networks.time import noise_level, unit_scale
+from scorevae.networks.time import NoiseLevel, unit_scale
 from scorevae.networks.vae import build_decoder
 from scorevae.networks.weights import Header, load_weights, read_header
 from scorevae.sde import SDE, build_sde
@@ -77,7 +77,7 @@ class ConditionalUNet(nn.Module):
         conditioning: Conditioning,
     ) -> None:
         super().__init__()
-        self.sde = sde
+        self.sde, self.noise_level = sde, NoiseLevel(sde)
         self.output = settings.output
         self.conditioned: nn.Module = (
             ConcatenatingUNet(image, settings, encoder, latent)
@@ -87,7 +87,7 @@ class ConditionalUNet(nn.Module):
 
     def forward(self, x_t: Images, z: Latents, t: Times) -> Images:
         """Predict the noise of x_t given z; t has shape () or (batch,)."""
-        level, scaled = noise_level(self.sde, t), unit_scale(self.sde, x_t, t)
+        level, scaled = self.noise_level(t), unit_scale(self.sde, x_t, t)
         output = self.conditioned(scaled, z, level)
         return predicted_noise(self.sde, self.output, output, scaled, t)
 

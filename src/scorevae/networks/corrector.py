@@ -8,7 +8,7 @@ from torch import nn
 from scorevae.config import EncoderNetworkConfig, ImageConfig, SDEConfig, UNetConfig
 from scorevae.errors import UserError
 from scorevae.networks.conditional import ConcatenatingUNet
-from scorevae.networks.time import noise_level, signal_share, unit_scale
+from scorevae.networks.time import NoiseLevel, signal_share, unit_scale
 from scorevae.networks.weights import Header, load_weights, read_header
 from scorevae.runtime.files import sha256
 from scorevae.sde import SDE, build_sde, over
@@ -32,7 +32,7 @@ class CorrectorUNet(nn.Module):
         sde: SDE,
     ) -> None:
         super().__init__()
-        self.sde = sde
+        self.sde, self.noise_level = sde, NoiseLevel(sde)
         self.output = settings.output
         self.conditioned = ConcatenatingUNet(image, settings, encoder, latent)
         for weight in self.conditioned.last_layer.parameters():
@@ -41,7 +41,7 @@ class CorrectorUNet(nn.Module):
     def forward(self, x_t: Images, z: Latents, t: Times) -> Images:
         """The correction of ε̂(x_t, z, t); t has shape () or (batch,)."""
         scaled = unit_scale(self.sde, x_t, t)
-        output = self.conditioned(scaled, z, noise_level(self.sde, t))
+        output = self.conditioned(scaled, z, self.noise_level(t))
         return output if self.output == "noise" else over(signal_share(self.sde, t), x_t) * output
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from scorevae.config import ImageConfig, SDEConfig, UNetConfig
 from scorevae.errors import UserError
 from scorevae.networks.pretrained.adapter import ForeignNetwork, PretrainedPrior
-from scorevae.networks.time import noise_level, unit_scale
+from scorevae.networks.time import NoiseLevel, unit_scale
 from scorevae.networks.weights import Header, load_weights, read_header
 from scorevae.runtime.files import own_path
 from scorevae.sde import SDE, build_sde, log_snr_range, over
@@ -79,13 +79,13 @@ class PriorUNet(nn.Module):
 
     def __init__(self, image: ImageConfig, settings: UNetConfig, sde: SDE) -> None:
         super().__init__()
-        self.sde = sde
+        self.sde, self.noise_level = sde, NoiseLevel(sde)
         self.output = settings.output
         self.unet = build_unet(image, settings, image.channels)
 
     def forward(self, x_t: Images, t: Times) -> Images:
         """Predict the noise of x_t; t has shape () or (batch,)."""
-        level, scaled = noise_level(self.sde, t), unit_scale(self.sde, x_t, t)
+        level, scaled = self.noise_level(t), unit_scale(self.sde, x_t, t)
         output = self.unet(scaled, level.to(torch.float32), return_dict=False)[0]
         return predicted_noise(self.sde, self.output, output, scaled, t)
 

@@ -10,7 +10,7 @@ from scorevae.sde import SDE, log_snr_range, over
 from scorevae.shapes import Data, Times
 
 
-def noise_level(sde: SDE, t: Times) -> Times:
+class NoiseLevel:
     """The noise of x_t as a number in [0, 1000], increasing in t, like the index of a DDPM grid.
 
     From t_min to t_max it runs from 50 to 1000, linear in the log-SNR and hence evenly resolved
@@ -18,9 +18,17 @@ def noise_level(sde: SDE, t: Times) -> Times:
     linear in t: a clean image (t = 0, encoding) is a distinct input, not one of noise t_min.
     Were they one, q(z|x_0, 0) could be no more certain than q(z|x_t, t_min).
     """
-    largest, smallest = log_snr_range(sde)
-    fraction = (largest - sde.log_snr(t.clamp(min=sde.t_min))) / (largest - smallest)
-    return 50 * (t / sde.t_min).clamp(max=1) + 950 * fraction.clamp(0, 1)
+
+    def __init__(self, sde: SDE) -> None:
+        self.sde = sde
+        # Here, for the numbers of a tensor are nothing that a graph could compute.
+        self.largest, self.smallest = log_snr_range(sde)
+
+    def __call__(self, t: Times) -> Times:
+        """The level of every time."""
+        sde, length = self.sde, self.largest - self.smallest
+        fraction = (self.largest - sde.log_snr(t.clamp(min=sde.t_min))) / length
+        return 50 * (t / sde.t_min).clamp(max=1) + 950 * fraction.clamp(0, 1)
 
 
 def unit_scale(sde: SDE, x_t: Data, t: Times) -> Data:
@@ -41,11 +49,12 @@ class TimeEmbedding(nn.Module):
     def __init__(self, sde: SDE, width: int) -> None:
         super().__init__()
         self.sde, self.width = sde, width
+        self.noise_level = NoiseLevel(sde)
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Times) -> Float[Tensor, "batch width"] | Float[Tensor, "1 width"]:
         """Embed times of shape (batch,) or (); the latter gives one row."""
-        level = noise_level(self.sde, t.reshape(-1))
+        level = self.noise_level(t.reshape(-1))
         half = self.width // 2
         octaves = torch.arange(half, device=t.device, dtype=t.dtype) / half
         angles = level[:, None] * torch.exp(-math.log(10_000) * octaves)

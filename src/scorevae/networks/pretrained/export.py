@@ -15,7 +15,7 @@ from scorevae.networks.prior import Prior, PriorUNet
 from scorevae.runtime.files import replacing
 from scorevae.sde import log_snr_range
 
-# The noise levels of :func:`scorevae.networks.time.noise_level` at t_min and t_max.
+# The noise levels of :func:`scorevae.networks.time.NoiseLevel` at t_min and t_max.
 FIRST, LAST = 50, 1000
 Parts = tuple[nn.Module, Tensor, str]  # a U-Net told an index, λ of each, what it predicts
 PREDICTION = {"noise": "epsilon", "velocity": "v_prediction", "sample": "sample"}
