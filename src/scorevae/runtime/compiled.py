@@ -57,9 +57,8 @@ class Compiled(Generic[P, R]):
         # Of diffusers' looks at its versions, which do not change.
         warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
         self._compiled: Callable[P, R] | None = torch.compile(
-            function, backend=BACKEND, fullgraph=whole, dynamic=False,
-            mode="reduce-overhead" if graphs else None,
-        )  # fmt: skip
+            function, backend=BACKEND, fullgraph=whole, dynamic=False, options=_options(graphs)
+        )
         self._form: tuple[object, ...] | None = None
 
     @property
@@ -89,6 +88,15 @@ class Compiled(Generic[P, R]):
         if (reason := _reason(error)) not in _told:
             _told.add(reason)
             print(f"{self.name}: runs uncompiled: {reason}", flush=True)
+
+
+def _options(graphs: bool) -> dict[str, Any] | None:
+    """Of the compiler; others, of tests, take none."""
+    if BACKEND != "inductor":
+        return None
+    from scorevae.runtime.weight_gradients import WeightGradients  # which imports the compiler
+
+    return {"joint_custom_pre_pass": WeightGradients(), "triton.cudagraphs": graphs}
 
 
 def _reason(error: Exception) -> str:
