@@ -54,6 +54,7 @@ WAYS: list[tuple[str, Precision]] = [
     ("compiled", "bf16"), ("as written", "float32"), ("as written", "bf16"),
     ("compiled", "float32"), ("compiled, CUDA graphs", "bf16"),
     ("compiled, channels_last", "bf16"), ("as written, channels_last", "float32"),
+    ("as written", "tf32"),
 ]  # fmt: skip
 
 
