@@ -225,5 +225,7 @@ def perturb(sde: SDE, x_0: Data, t: Times, noise: Data) -> Data:
 @lru_cache
 def log_snr_range(sde: SDE) -> tuple[float, float]:
     """λ at t_min and at t_max (largest, smallest), computed in float64."""
-    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+    # Also where networks are built on torch's meta device, which knows no numbers.
+    times = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu")
+    ends = sde.log_snr(times)
     return ends[0].item(), ends[1].item()
