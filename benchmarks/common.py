@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from jaxtyping import Float
 from torch import Tensor
 
-from scorevae.config import Config, load_config
+from scorevae.config import Config, load_config, read_tree
 from scorevae.data.arrays import Split, load_split, to_tensor, to_unit_range
 from scorevae.runtime.files import replacing
 
@@ -40,6 +40,14 @@ def open_trained() -> Trained:
         to_unit_range(to_tensor(test.images)),
         ROOT / "models" / config.preset,
     )
+
+
+def at_beta(preset: str, beta: float, weighting: str, times: str) -> Any:  # noqa: ANN401 (YAML)
+    """params.yaml with a preset, a β and an objective, to be changed further."""
+    tree: Any = read_tree(ROOT / "params.yaml")
+    tree |= {"preset": preset, "beta": beta}
+    tree["objective"] |= {"weighting": weighting, "time": times}
+    return tree
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import click
 import torch
 from accelerate import Accelerator
-from common import ROOT, NoState, write_rows
+from common import NoState, at_beta, write_rows
 from one_pass import judged
 from one_rate import rates, sample
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scorevae import VAE, ScoreVAE
-from scorevae.config import Config, Precision, TrainingConfig, read_tree
+from scorevae.config import Config, Precision, TrainingConfig
 from scorevae.data.arrays import Split, load_split, to_tensor, to_unit_range
 from scorevae.data.batches import batches
 from scorevae.evaluation.metrics import l2_distances
@@ -93,8 +93,9 @@ class Trainings:
         step = (time.perf_counter() - started) / REHEARSED
         steps = max(20, int(60 * self.minutes * SHARES[name] / step))
         self.facts[f"{name}_steps"] = steps
-        every = {"log_every": max(1, steps // 10), "validate_every": max(1, steps // 10)}
-        planned = settings.model_copy(update={"steps": steps, "warmup": steps // 20, **every})
+        every = max(1, steps // 10)
+        changes = {"warmup": steps // 20, "log_every": every, "validate_every": every}
+        planned = settings.model_copy(update={"steps": steps, **changes})
         return self._fit(module, objective, planned, name)
 
 
@@ -185,9 +186,7 @@ def main(
     minutes: float, images: int, draws: int, drawn: int, output: Path,
 ) -> None:  # fmt: skip
     """Train, draw, compare."""
-    tree: Any = read_tree(ROOT / "params.yaml")
-    tree |= {"preset": preset, "beta": beta}
-    tree["objective"] |= {"weighting": weighting, "time": times}
+    tree = at_beta(preset, beta, weighting, times)
     network = tree["presets"][preset]["encoder"]["network"]
     network |= {"channels": [int(c) for c in channels.split(",")]} if channels else {}
     network |= {"blocks": blocks} if blocks else {}

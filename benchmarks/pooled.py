@@ -6,23 +6,23 @@
 A frozen prior says the same of the same noised images. So it is asked once for each of a pool of
 batches, whose images, times and noise follow from the seed, and the steps go through the pool,
 epoch by epoch, in another order each; the noise of z is fresh in every step. What the prior said
-is kept in --pool, for every β. Starts from the encoder in --models (same_code.py, or an earlier
-run) and writes it, trained on, beside the same prior.
+is kept in --pool, for every β and weighting, apart for other data, times, seeds and priors.
+Starts from the encoder in --models (same_code.py, or an earlier run) and writes it, trained on,
+beside the same prior.
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common import ROOT, NoState
+from common import NoState, at_beta
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from scorevae.config import Config, TrainingConfig, read_tree
+from scorevae.config import Config, TrainingConfig
 from scorevae.data.arrays import load_split, to_tensor
 from scorevae.data.batches import batches
 from scorevae.gaussian import normal_like
@@ -32,6 +32,7 @@ from scorevae.networks.weights import save_weights
 from scorevae.objectives import EncoderObjective, LatentDraw, Losses, Objective
 from scorevae.randomness import derive_seed, make_generator
 from scorevae.runtime.files import replacing
+from scorevae.runtime.state import state_key
 from scorevae.score import Encoder, prior_score
 from scorevae.shapes import Data
 from scorevae.training.loop import Batches, fit
@@ -102,10 +103,7 @@ def main(
     pool: Path, steps: int, learning_rate: float, output: Path,
 ) -> None:  # fmt: skip
     """Ask the prior, train, save."""
-    tree: Any = read_tree(ROOT / "params.yaml")
-    tree |= {"preset": preset, "beta": beta}
-    tree["objective"] |= {"weighting": weighting, "time": times}
-    config = Config.model_validate(tree)
+    config = Config.model_validate(at_beta(preset, beta, weighting, times))
     prior = load_prior(models / "prior.safetensors")
     encoder = load_encoder(models / "encoder.safetensors")
     objective = EncoderObjective(
@@ -117,15 +115,16 @@ def main(
     images = batches(
         load_split(data, "train", image).images, settings.batch, seed, flip=config.selected.flip
     )
-    pooled = Pooled(objective, images, count, pool, seed)
+    asked = [models / "prior.safetensors", data / "train_images.npy"]
+    key = state_key([seed, settings.batch, times, config.selected.flip], asked)
+    pooled = Pooled(objective, images, count, pool / key, seed)
     x = to_tensor(load_split(data, "test", image, SHOWN).images)
     draw = objective.draw(x, make_generator("cpu", seed, "validation"))
-    said: list[Tensor] = []  # of the test images
+    said = objective.frozen(x, draw)
 
     def validate(module: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            said.extend([] if said else [objective.frozen(x, draw)])
-            losses = objective.trained(module, x, draw, said[0])
+            losses = objective.trained(module, x, draw, said)
         means = {f"test_{name}": values.mean().item() for name, values in losses.items()}
         click.echo(", ".join(f"{name} {value:.2f}" for name, value in means.items()))
         return means
