@@ -28,6 +28,7 @@ from scorevae.networks.vae import load_vae
 from scorevae.networks.weights import save_weights
 from scorevae.objectives import Objective, WarmStartObjective
 from scorevae.randomness import global_seed, make_generator
+from scorevae.runtime.arithmetic import chosen_precision
 from scorevae.training.loop import fit
 
 PATH = click.Path(path_type=Path)
@@ -35,8 +36,9 @@ SHOWN = 500  # test images
 
 
 def settings_of(own: TrainingConfig, steps: int) -> TrainingConfig:
-    """The preset's, longer."""
-    changes = {"steps": steps, "precision": "float32", "validate_every": max(1, steps // 10)}
+    """The preset's, longer; in bf16 where it says so and the CPU has it."""
+    precision = chosen_precision(own.precision, torch.device("cpu"))
+    changes = {"steps": steps, "precision": precision, "validate_every": max(1, steps // 10)}
     return own.model_copy(update=changes)
 
 
