@@ -6,8 +6,9 @@ No run is needed: a folder with the weights of a prior and an encoder, the weigh
 what download wrote. The code is z' = z + s ε. Both systems decode one sample of q, which is what
 their rates price; the VAE's images from the mean of q stand beside, as a code of no finite rate.
 Differences are from the VAE's images of a sample. With --draws, several images for each z'
-besides, as the model has them (τ = 1), and their mean. What is drawn is kept in --kept, batch by
-batch; the same command goes on from there. Writes a table (CSV).
+besides, as the model has them (τ = 1), and their mean. With --corrector all of it by ScoreVAE+.
+What is drawn is kept in --kept, batch by batch; the same command goes on from there. Writes a
+table (CSV).
 
 Rates are KL(q(z'|x) ‖ N(0, I)), and besides, for either system, that of z' once it is shifted and
 scaled to mean 0 and variance 1 over the images (scaled_nats), and once it is whitened
@@ -15,7 +16,7 @@ scaled to mean 0 and variance 1 over the images (scaled_nats), and once it is wh
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -23,8 +24,9 @@ from common import DOCS, write_rows
 from one_pass import BATCH, baseline, judged
 from torch import Tensor
 
-from scorevae import ScoreVAE
+from scorevae import ScoreVAE, ScoreVAEPlus
 from scorevae.autoencoders.system import System
+from scorevae.config import Precision
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
 from scorevae.evaluation.metrics import l2_distances
 from scorevae.gaussian import DiagonalGaussian
@@ -62,6 +64,9 @@ def rates(posterior: DiagonalGaussian, others: DiagonalGaussian) -> dict[str, st
 @click.option("--images", default=100, help="the first test images")
 @click.option("--noise", default="0,0.02,0.05,0.1,0.17", help="s, comma-separated; 0: z as it is")
 @click.option("--noise-scale", default="0.8", help="τ, comma-separated")
+@click.option("--guidance", default=1.0, help="γ")
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="of what decodes")
+@click.option("--corrector", is_flag=True, help="decode by ScoreVAE+, of the same folder")
 @click.option("--draws", default=0, help="images for each z'; 0: none")
 @click.option("--kept", type=PATH, default=Path("one_rate"), help="folder of what was drawn")
 @click.option("--output", type=PATH, default=DOCS / "one_rate.csv")
@@ -72,6 +77,9 @@ def main(
     images: int,
     noise: str,
     noise_scale: str,
+    guidance: float,
+    precision: Precision | None,
+    corrector: bool,
     draws: int,
     kept: Path,
     output: Path,
@@ -90,12 +98,15 @@ def main(
         write_rows(output, rows)
 
     add({"VAE, a sample of q": blurred, "VAE, the mean of q": from_mean}, posterior, vae)
-    plain = ScoreVAE.load(models, batch=BATCH)
+    kind = ScoreVAEPlus if corrector else ScoreVAE
+    plain = kind.load(models, batch=BATCH, guidance=guidance)
+    plain = plain.with_precision(precision) if precision else plain
     for s in map(float, noise.split(",")):
         model = plain.with_coarser_code(s) if s else plain
         own = model.encode(x)
-        name = f"ScoreVAE s {s:g}"
-        of_s = model, sample(own), BatchFolder(kept), f"{images},{s:g}"
+        name = f"{'ScoreVAE+' if corrector else 'ScoreVAE'} s {s:g}"
+        manner = f"{images},{s:g},{guidance:g},{precision},{corrector}"
+        of_s = model, sample(own), BatchFolder(kept), manner
         found = {f"{name}, τ {t}": drawn(*of_s, float(t), 0) for t in noise_scale.split(",")}
         if draws:
             several = torch.stack([drawn(*of_s, 1.0, seed) for seed in range(draws)])
