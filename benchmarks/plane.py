@@ -5,9 +5,9 @@
 
 No run is needed: the weights of each VAE, and for each encoder a folder with its weights and the
 prior's (pooled.py writes them). Every system decodes one sample of q(z|x), which is what its nats
-price. ScoreVAE draws as the model has it, with γ and with τ besides, and takes the mean of some
-draws. What is drawn is kept in --kept; the same command goes on from there. Writes a table (CSV)
-and a figure (PNG) of the same name.
+price. ScoreVAE draws as the model has it; with γ, so that draws are as sharp as the data, and
+takes the mean of some of those; and is near in one pass by another γ and τ. What is drawn is kept
+in --kept; the same command goes on from there. Writes a table (CSV), and a figure (PNG) beside it.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,16 @@ from scorevae.shapes import Images
 
 PATH = click.Path(path_type=Path)
 AGGREGATED = 5000  # training images by whose codes rates are scaled and whitened
-VAE_NAME, DRAW, MEAN = "VAE", "ScoreVAE, a draw", "ScoreVAE, mean of draws"
+
+
+class Manner(NamedTuple):
+    """How one line of the plane decodes."""
+
+    guidance: float  # γ
+    noise_scale: float  # τ
+
+    def __str__(self) -> str:
+        return f"γ {self.guidance:g}, τ {self.noise_scale:g}"
 
 
 class AtBeta(NamedTuple):
@@ -71,18 +80,23 @@ class Judge:
 
 
 def scorevae_images(
-    model: ScoreVAE, x: Images, kept: BatchFolder, gamma: float, tau: float, draws: int
+    model: ScoreVAE, x: Images, kept: BatchFolder, sharp: float, near: Manner, draws: int
 ) -> dict[str, Images]:
-    """A draw and the mean of several, a draw by γ, and one by τ."""
-    z, count = sample(model.encode(x)), len(x)
-    stronger = model.with_sampling(model.sampling)
-    stronger.guidance = gamma
-    several = torch.stack([drawn(model, z, kept, f"{count}", 1.0, i) for i in range(draws)])
+    """A draw of the model, one by γ and the mean of several such, and what is near in one pass."""
+    z = sample(model.encode(x))
+
+    def pass_of(manner: Manner, seed: int = 0) -> Images:
+        own = model.with_sampling(model.sampling)
+        own.guidance = manner.guidance
+        return drawn(own, z, kept, f"{len(x)},{manner.guidance:g}", manner.noise_scale, seed)
+
+    as_it_is, sharper = Manner(1.0, 1.0), Manner(sharp, 1.0)
+    several = torch.stack([pass_of(sharper, seed) for seed in range(draws)])
     return {
-        DRAW: several[0],
-        f"{MEAN}, {draws}": several.mean(dim=0),
-        f"ScoreVAE, γ {gamma:g}": drawn(stronger, z, kept, f"{count},{gamma:g}", 1.0, 0),
-        f"ScoreVAE, τ {tau:g}": drawn(model, z, kept, f"{count}", tau, 0),
+        f"ScoreVAE, {as_it_is}": pass_of(as_it_is),
+        f"ScoreVAE, {sharper}": several[0],
+        f"ScoreVAE, mean of {draws} of those": several.mean(dim=0),
+        f"ScoreVAE, {near}": pass_of(near),
     }
 
 
@@ -119,13 +133,13 @@ def figure(rows: Sequence[dict[str, Any]], variances: Eigenvalues, latent: int) 
 @click.option("--encoder", "encoders", multiple=True, required=True, help="BETA=FOLDER")
 @click.option("--images", default=100, help="the first test images")
 @click.option("--draws", default=8, help="for the mean")
-@click.option("--guidance", default=1.3, help="γ of the sharper draw")
-@click.option("--noise-scale", default=0.8, help="τ of the nearer one")
+@click.option("--guidance", default=1.4, help="γ of the draws")
+@click.option("--near", nargs=2, type=float, default=(2.0, 0.5), help="γ and τ of one near pass")
 @click.option("--kept", type=PATH, default=Path("plane"), help="folder of what was drawn")
 @click.option("--output", type=PATH, default=DOCS / "cifar10_betas.csv")
 def main(
     data: Path, vaes: tuple[str, ...], encoders: tuple[str, ...], images: int, draws: int,
-    guidance: float, noise_scale: float, kept: Path, output: Path,
+    guidance: float, near: tuple[float, float], kept: Path, output: Path,
 ) -> None:  # fmt: skip
     """Draw, judge, show."""
     image = load_vae(AtBeta.read(vaes, "--vae")[0].path).header.image
@@ -133,11 +147,11 @@ def main(
     judge = Judge(train, load_split(data, "test", image, images), output)
     for beta, path in AtBeta.read(vaes, "--vae"):
         vae = VAE(load_vae(path))
-        judge.add(beta, vae, {VAE_NAME: vae.decode(sample(vae.encode(judge.x)))})
+        judge.add(beta, vae, {"VAE": vae.decode(sample(vae.encode(judge.x)))})
     for beta, path in AtBeta.read(encoders, "--encoder"):
         model = ScoreVAE.load(path, batch=BATCH, guidance=1.0).with_precision("bf16")
         own = BatchFolder(kept / f"{beta:g}")
-        found = scorevae_images(model, judge.x, own, guidance, noise_scale, draws)
+        found = scorevae_images(model, judge.x, own, guidance, Manner(*near), draws)
         judge.add(beta, model, found)
     plane = figure(judge.rows, eigenvalues(train.images), vae.latent)
     figures.save(plane, output.with_suffix(".png"))
