@@ -4,25 +4,28 @@
 
 No run is needed: a folder with the weights of a prior and an encoder, the weights of a VAE, and
 what download wrote. What is drawn is kept in --kept, batch by batch; the same command goes on from
-there. Writes a table (CSV): the VAE's row, then one for each pair of γ and τ.
+there. Writes a table (CSV): the VAE's row, then one for each pair of γ and τ; and, where it is
+told a file, a picture of the first images.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import click
 from common import DOCS, write_rows
 from torch import Tensor
 
 from scorevae import VAE, ScoreVAE
+from scorevae.config import Precision
 from scorevae.data.arrays import load_split, to_tensor, to_unit_range
+from scorevae.evaluation import figures
 from scorevae.evaluation.metrics import l2_distances, peak_signal_to_noise_ratio, sharpness
 from scorevae.gaussian import DiagonalGaussian
 from scorevae.networks.vae import load_vae
 from scorevae.runtime.state import BatchFolder
 
 PATH = click.Path(path_type=Path)
-BATCH = 20
+BATCH, SHOWN = 20, 10
 
 
 class Baseline(NamedTuple):
@@ -66,6 +69,12 @@ def judged(
     return row
 
 
+def show(rows: dict[str, Tensor], path: Path) -> None:
+    """The first images of each row, as a PNG."""
+    first = [(name, images[:SHOWN]) for name, images in rows.items()]
+    figures.save(figures.image_rows(first, ""), path)
+
+
 def mean(values: Tensor) -> tuple[float, float]:
     """And its standard error."""
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
@@ -79,7 +88,9 @@ def mean(values: Tensor) -> tuple[float, float]:
 @click.option("--guidance", default="1.4", help="γ, comma-separated")
 @click.option("--noise-scale", default="0.8", help="τ, comma-separated")
 @click.option("--steps", default=20, help="network evaluations for one image")
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="of what decodes")
 @click.option("--kept", type=PATH, default=Path("one_pass"), help="folder of what was drawn")
+@click.option("--picture", type=PATH, help="file of a picture (PNG)")
 @click.option("--output", type=PATH, default=DOCS / "one_pass.csv")
 def main(
     data: Path,
@@ -89,25 +100,33 @@ def main(
     guidance: str,
     noise_scale: str,
     steps: int,
+    precision: Precision | None,
     kept: Path,
+    picture: Path | None,
     output: Path,
 ) -> None:
     """Draw, compare."""
     _, x, posterior, blurred, against = baseline(data, vae_path, images)
+    shown = {"original": x}
     rows = [judged("VAE", x, blurred, posterior, against)]
     for gamma in map(float, guidance.split(",")):
         for tau in map(float, noise_scale.split(",")):
             model = ScoreVAE.load(models, batch=BATCH).with_noise_scale(tau)
+            model = model.with_precision(precision) if precision else model
             model = model.with_sampling(model.sampling.model_copy(update={"steps": steps}))
             name, posterior = f"ScoreVAE γ {gamma:g} τ {tau:g}", model.encode(x)
             drawn = model.decode(
                 posterior.mean,
                 guidance=gamma,
                 report=lambda done: click.echo(f"{done} images", err=True),
-                kept=BatchFolder(kept).of(f"{images},{gamma:g},{tau:g},{steps}"),
+                kept=BatchFolder(kept).of(f"{images},{gamma:g},{tau:g},{steps},{precision}"),
             )
             rows.append(judged(name, x, drawn, posterior, against))
             write_rows(output, rows)
+            shown[name] = drawn
+    if picture:
+        shown |= {"VAE": blurred}
+        show(shown, picture)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ their rates price; the VAE's images from the mean of q stand beside, as a code o
 Differences are from the VAE's images of a sample. With --draws, several images for each z'
 besides, as the model has them (τ = 1), and their mean. With --corrector all of it by ScoreVAE+.
 What is drawn is kept in --kept, batch by batch; the same command goes on from there. Writes a
-table (CSV).
+table (CSV), and where it is told a file a picture of the first images.
 
 Rates are KL(q(z'|x) ‖ N(0, I)), and besides, for either system, that of z' once it is shifted and
 scaled to mean 0 and variance 1 over the images (scaled_nats), and once it is whitened
@@ -21,7 +21,7 @@ from typing import Any, get_args
 import click
 import torch
 from common import DOCS, write_rows
-from one_pass import BATCH, baseline, judged
+from one_pass import BATCH, baseline, judged, show
 from torch import Tensor
 
 from scorevae import ScoreVAE, ScoreVAEPlus
@@ -69,6 +69,7 @@ def rates(posterior: DiagonalGaussian, others: DiagonalGaussian) -> dict[str, st
 @click.option("--corrector", is_flag=True, help="decode by ScoreVAE+, of the same folder")
 @click.option("--draws", default=0, help="images for each z'; 0: none")
 @click.option("--kept", type=PATH, default=Path("one_rate"), help="folder of what was drawn")
+@click.option("--picture", type=PATH, help="file of a picture (PNG)")
 @click.option("--output", type=PATH, default=DOCS / "one_rate.csv")
 def main(
     data: Path,
@@ -82,6 +83,7 @@ def main(
     corrector: bool,
     draws: int,
     kept: Path,
+    picture: Path | None,
     output: Path,
 ) -> None:
     """Draw, compare."""
@@ -90,12 +92,14 @@ def main(
     against = l2_distances(x, blurred)
     known = to_unit_range(to_tensor(load_split(data, "train", vae.image, AGGREGATED).images))
     rows: list[dict[str, Any]] = []
+    shown = {"original": x}
 
     def add(found: dict[str, Tensor], own: DiagonalGaussian, model: System) -> None:
         nats = rates(own, model.encode(known))
         for system, decoded in found.items():
             rows.append(judged(system, x, decoded, own, against) | nats)
         write_rows(output, rows)
+        shown.update(found)
 
     add({"VAE, a sample of q": blurred, "VAE, the mean of q": from_mean}, posterior, vae)
     kind = ScoreVAEPlus if corrector else ScoreVAE
@@ -113,6 +117,8 @@ def main(
             found[f"{name}, one draw"] = several[0]
             found[f"{name}, mean of {draws} draws"] = several.mean(dim=0)
         add(found, own, model)
+    if picture:
+        show(shown, picture)
 
 
 def sample(posterior: DiagonalGaussian) -> Tensor:
