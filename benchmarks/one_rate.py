@@ -63,7 +63,7 @@ def rates(posterior: DiagonalGaussian, others: DiagonalGaussian) -> dict[str, st
 @click.option("--vae", "vae_path", type=PATH, required=True, help="weights of the VAE")
 @click.option("--images", default=100, help="the first test images")
 @click.option("--noise", default="0,0.02,0.05,0.1,0.17", help="s, comma-separated; 0: z as it is")
-@click.option("--noise-scale", default="0.8", help="τ, comma-separated")
+@click.option("--noise-scale", default="0.8", help="τ, comma-separated; empty: none")
 @click.option("--guidance", default=1.0, help="γ")
 @click.option("--precision", type=click.Choice(get_args(Precision)), help="of what decodes")
 @click.option("--corrector", is_flag=True, help="decode by ScoreVAE+, of the same folder")
@@ -108,10 +108,11 @@ def main(
     for s in map(float, noise.split(",")):
         model = plain.with_coarser_code(s) if s else plain
         own = model.encode(x)
-        name = f"{'ScoreVAE+' if corrector else 'ScoreVAE'} s {s:g}"
+        name = "ScoreVAE+" if corrector else "ScoreVAE"
+        name += (f" s {s:g}" if s else "") + (f" γ {guidance:g}" if guidance != 1 else "")
         manner = f"{images},{s:g},{guidance:g},{precision},{corrector}"
         of_s = model, sample(own), BatchFolder(kept), manner
-        found = {f"{name}, τ {t}": drawn(*of_s, float(t), 0) for t in noise_scale.split(",")}
+        found = {f"{name}, τ {t}": drawn(*of_s, float(t), 0) for t in noise_scale.split(",") if t}
         if draws:
             several = torch.stack([drawn(*of_s, 1.0, seed) for seed in range(draws)])
             found[f"{name}, one draw"] = several[0]
