@@ -116,7 +116,8 @@ def main(
         if draws:
             several = torch.stack([drawn(*of_s, 1.0, seed) for seed in range(draws)])
             found[f"{name}, one draw"] = several[0]
-            found[f"{name}, mean of {draws} draws"] = several.mean(dim=0)
+            if draws > 1:
+                found[f"{name}, mean of {draws} draws"] = several.mean(dim=0)
         add(found, own, model)
     if picture:
         show(shown, picture)
