@@ -57,6 +57,22 @@ def test_what_torchrun_started_starts_no_more(monkeypatch: pytest.MonkeyPatch) -
     spread()
 
 
+@pytest.mark.parametrize(("world", "cuda", "expected"), [
+    ("2", False, "1"), ("2", True, None), ("1", False, None),
+])  # fmt: skip
+def test_processes_on_a_cpu_know_of_each_other(
+    monkeypatch: pytest.MonkeyPatch, world: str, cuda: bool, expected: str | None
+) -> None:
+    """Catches processes of which each is the first: accelerate, without a GPU, makes no group."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", world)
+    module.spread()
+    assert os.environ.get("ACCELERATE_USE_CPU") == expected
+
+
 def test_one_process_decides_alone() -> None:
     """Catches a vote without a group."""
     assert Together(1).any(False, True) == [False, True]
@@ -76,8 +92,10 @@ def test_last_words_of_a_process(tmp_path: Path, log: str, said: str) -> None:
 
 
 def start(**environment: str) -> subprocess.Popen:
-    """The stage of the VAE, by two processes on the CPU."""
-    two = {"SCOREVAE_PROCESSES": "2", "ACCELERATE_USE_CPU": "1"}
+    """The stage of the VAE, by two processes on the CPU, as a machine without a GPU has them."""
+    two = {"SCOREVAE_PROCESSES": "2"}
+    if torch.cuda.is_available():
+        two["ACCELERATE_USE_CPU"] = "1"
     return subprocess.Popen(
         command("train_vae_baseline"), text=True, env=os.environ | two | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -52,14 +52,24 @@ def spread() -> None:
         UserError: a process other than the first failed; the first has spoken for itself.
         SystemExit: they have ended.
     """
-    if "LOCAL_RANK" in os.environ or (count := processes()) == 1:
+    if "LOCAL_RANK" in os.environ:
+        _together_on_a_cpu(int(os.environ.get("WORLD_SIZE", "1")))
         return
+    if (count := processes()) == 1:
+        return
+    _together_on_a_cpu(count)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
     # By the loopback interface, since a machine's own name need not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     with tempfile.TemporaryDirectory(prefix="scorevae-") as folder:
         sys.exit(_torchrun(count, Path(folder)))
+
+
+def _together_on_a_cpu(count: int) -> None:
+    """Have accelerate see the others where there is no GPU, where it takes each for one alone."""
+    if count > 1 and not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "1")
 
 
 def _torchrun(count: int, folder: Path) -> int:
