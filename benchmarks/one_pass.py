@@ -125,8 +125,7 @@ def main(
             write_rows(output, rows)
             shown[name] = drawn
     if picture:
-        shown |= {"VAE": blurred}
-        show(shown, picture)
+        show(shown | {"VAE": blurred}, picture)
 
 
 if __name__ == "__main__":

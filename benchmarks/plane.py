@@ -18,7 +18,7 @@ import click
 import torch
 from common import DOCS, write_rows
 from one_pass import BATCH, judged
-from one_rate import drawn, rates, sample
+from one_rate import AGGREGATED, drawn, rates, sample
 
 from scorevae import VAE, ScoreVAE
 from scorevae.autoencoders.system import System
@@ -30,7 +30,6 @@ from scorevae.runtime.state import BatchFolder
 from scorevae.shapes import Images
 
 PATH = click.Path(path_type=Path)
-AGGREGATED = 5000  # training images by whose codes rates are scaled and whitened
 
 
 class Manner(NamedTuple):
